@@ -1,0 +1,63 @@
+"""What a handler is given: the call it answers and the agent it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agent.topics import TopicDirectory
+from metadata.client import MetadataClient
+from runtime.budget import Budget
+from runtime.clock import Clock, Entropy
+from runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from ingest.writer import SegmentWriter
+
+    from agent.fetch.fetcher import Fetcher
+    from agent.metrics import AgentMetrics
+
+Body = dict[str, Any]
+"""A response as kio field names to values, nested tuples of dicts for nested entities. It may carry the fields of
+every version of the API; the codec drops those the call's version does not have, and refuses names that no
+version has."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentIdentity:
+    """Who this agent is to clients and to the metadata service. Set once it has registered."""
+
+    cluster_id: str
+    node_id: int
+    agent_epoch: int
+    host: str
+    port: int
+    zone: str
+    group: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request's circumstances. ``client_host`` is the peer's address, as Kafka shows it (``/10.0.0.1``)."""
+
+    api_key: int
+    api_version: int
+    correlation_id: int
+    client_id: str | None
+    client_host: str
+
+
+@dataclass(slots=True)
+class Agent:
+    """One agent's parts, built by ``tidelog.up`` and passed to every handler."""
+
+    settings: Settings
+    clock: Clock
+    entropy: Entropy
+    identity: AgentIdentity
+    metadata: MetadataClient
+    topics: TopicDirectory
+    writer: SegmentWriter
+    fetcher: Fetcher
+    budget: Budget
+    metrics: AgentMetrics

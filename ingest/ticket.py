@@ -1,0 +1,54 @@
+"""What a produce request leaves with the ingest path, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metadata.model import BatchCommitted, TopicId
+from storage.store import Chunk
+
+
+class IngestFailed(Exception):
+    """The segment could not be made durable or committed in time. Retriable; the outcome of the batch is unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingBatch:
+    """One validated record batch on its way into a segment.
+
+    ``payload`` is the whole v2 batch (header included, base offset 0), borrowed from the request's frame: it
+    does not change until the ticket has settled. The other fields repeat its header.
+    """
+
+    topic_id: TopicId
+    partition: int
+    payload: Chunk
+    record_count: int
+    max_timestamp_ms: int
+    producer_id: int
+    producer_epoch: int
+    base_sequence: int
+
+
+class ProduceTicket:
+    """One produce request's batches, from append to answer.
+
+    ``outcomes[i]`` belongs to the i-th batch appended: :class:`BatchCommitted` once its segment committed (or
+    the commit refused it), :class:`IngestFailed` if it could not be stored. When the last one is filled in,
+    ``on_settled(ticket)`` is called, once, on the event loop; it must not raise.
+    """
+
+    __slots__ = ("on_settled", "outcomes", "remaining")
+
+    def __init__(self, batch_count: int, on_settled: Callable[[ProduceTicket], None]) -> None:
+        self.outcomes: list[BatchCommitted | IngestFailed | None] = [None] * batch_count
+        self.remaining = batch_count
+        self.on_settled = on_settled
+
+    def settle(self, index: int, outcome: BatchCommitted | IngestFailed) -> None:
+        assert self.outcomes[index] is None, "a batch settles once"
+        self.outcomes[index] = outcome
+        self.remaining -= 1
+        if self.remaining == 0:
+            self.on_settled(self)

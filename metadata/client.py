@@ -1,0 +1,103 @@
+"""What agents see of the metadata service: the one port between the two, in-process or remote.
+
+A remote transport may lose, repeat and delay calls. Every mutating call is therefore safe to repeat, and a
+call that ended in :class:`metadata.model.MetadataUnavailable` (or was cancelled) has an unknown outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from metadata.group_model import GroupClient
+from metadata.model import (
+    AgentRegistered,
+    AgentRegistration,
+    Extent,
+    ExtentsFound,
+    ExtentsQuery,
+    PartitionOffsets,
+    ProducerIdGranted,
+    SegmentCommit,
+    SegmentCommitted,
+    Topic,
+    TopicId,
+    TopicsChanged,
+)
+
+
+class MetadataListener(Protocol):
+    """Hears what became durable, in commit order, on the event loop. Callbacks must return at once.
+
+    After a gap (a remote transport reconnected) ``resynchronize`` comes first: forget what you derived
+    from earlier events and ask again.
+    """
+
+    def topics_changed(self, change: TopicsChanged) -> None: ...
+
+    def extents_committed(self, extents: Sequence[Extent]) -> None:
+        """New extents; each moves its partition's high watermark to ``last_offset + 1``."""
+
+    def resynchronize(self) -> None: ...
+
+
+class Subscription(Protocol):
+    """``topics`` is the state at the start of the subscription; later changes reach the listener."""
+
+    topics: tuple[Topic, ...]
+
+    def close(self) -> None: ...
+
+
+class MetadataClient(GroupClient, Protocol):
+    """All calls may raise :class:`metadata.model.MetadataUnavailable`."""
+
+    async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
+        """A new epoch for this agent; its earlier epochs can never commit again."""
+
+    async def subscribe(self, listener: MetadataListener) -> Subscription: ...
+
+    async def commit_segments(
+        self, agent_epoch: int, settled_sequence: int, commits: Sequence[SegmentCommit]
+    ) -> list[SegmentCommitted]:
+        """Assign offsets to the batches of uploaded segments, in the order given, all in one transaction.
+
+        ``settled_sequence``: this agent has seen the answers up to here; they need not be remembered.
+
+        :raises metadata.model.Fenced: ``agent_epoch`` was replaced; nothing was changed.
+        """
+
+    async def find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:
+        """Cost follows the result, not the backlog. Sees only what is durable."""
+
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        """The first extent (by offset) whose max timestamp is at or after ``timestamp_ms``; None when there is none.
+
+        :raises metadata.model.Refused: UNKNOWN_TOPIC_ID.
+        """
+
+    async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
+        """Durable offsets, None for a partition that does not exist."""
+
+    async def create_topic(
+        self, name: str, partition_count: int, configs: dict[str, str], validate_only: bool = False
+    ) -> Topic:
+        """:raises metadata.model.Refused: TOPIC_ALREADY_EXISTS, INVALID_TOPIC, INVALID_PARTITIONS, INVALID_CONFIG."""
+
+    async def delete_topic(self, topic_id: TopicId) -> None:
+        """Its extents become unreadable at once; committed group offsets for it are dropped.
+
+        :raises metadata.model.Refused: UNKNOWN_TOPIC_ID.
+        """
+
+    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
+        """Set the configs given; None goes back to the default.
+
+        :raises metadata.model.Refused: UNKNOWN_TOPIC_ID, INVALID_CONFIG (nothing was changed).
+        """
+
+    async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
+        """A producer id never handed out before (with -1, -1), or the next epoch of a known one (KIP-360).
+
+        :raises metadata.model.Refused: INVALID_PRODUCER_EPOCH.
+        """

@@ -1,0 +1,54 @@
+"""The process's HTTP side: ``/healthz``, ``/readyz`` and ``/metrics``. Unauthenticated: bind it privately."""
+
+from __future__ import annotations
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from runtime.health import Health
+
+
+class HttpServer:
+    """Serves health and metrics on one address. Other rooms add routes before :meth:`start`."""
+
+    def __init__(self, health: Health, registry: CollectorRegistry) -> None:
+        self.app = web.Application()
+        self._health = health
+        self._registry = registry
+        self._runner: web.AppRunner | None = None
+        self.app.router.add_get("/healthz", self._healthz)
+        self.app.router.add_get("/readyz", self._readyz)
+        self.app.router.add_get("/metrics", self._metrics)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port in use (useful when ``port`` is 0).
+
+        :raises OSError: the address cannot be bound.
+        """
+        self._runner = web.AppRunner(self.app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port)
+        await site.start()
+        return int(self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return _verdict(self._health.live_problems())
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        return _verdict(self._health.ready_problems())
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+def _verdict(problems: dict[str, str]) -> web.Response:
+    if not problems:
+        return web.json_response({"status": "ok"})
+    return web.json_response({"status": "failing", "problems": problems}, status=503)

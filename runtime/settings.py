@@ -1,0 +1,197 @@
+"""Every setting of every process, with its unit, its default and the reason for it.
+
+A setting comes from, in order of precedence: a command line flag, the environment
+(``TIDELOG_INGEST__LINGER_MS=100``; two underscores between section and name), a TOML file named by ``--config`` or
+``TIDELOG_CONFIG`` (``[ingest]`` / ``linger_ms = 100``), the default here. An unknown or wrong setting stops
+the start and is named. ``docs/configuration.md`` is generated from this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message names each one, its value, and what is allowed."""
+
+
+class Section(BaseModel):
+    """A table of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListenSettings(Section):
+    """Where this process listens."""
+
+    kafka: str = Field("127.0.0.1:9092", description="host:port of the Kafka listener.")
+    advertise: str | None = Field(
+        None, description="host:port that clients are told to connect to; the Kafka listener's own address when unset."
+    )
+    http: str = Field(
+        "127.0.0.1:8080", description="host:port of health and metrics. Not authenticated: keep it private."
+    )
+
+
+class ConnectionSettings(Section):
+    """What one client may cost. Over a limit the connection is closed or not read from; nobody else is disturbed."""
+
+    connections_max: int = Field(
+        20_000, ge=1, description="Open client connections; one more is closed at once and counted."
+    )
+    request_bytes_max: int = Field(
+        100 * MIB, ge=KIB, description="Largest request frame (Kafka's socket.request.max.bytes)."
+    )
+    requests_in_flight_max: int = Field(
+        256, ge=1, description="Requests of one connection taken in but not yet answered; then it is not read from."
+    )
+    idle_ms: int = Field(
+        600_000,
+        ge=1_000,
+        description="A connection that sends nothing for so long is closed (connections.max.idle.ms).",
+    )
+    frame_ms: int = Field(
+        30_000, ge=100, description="A request frame that has begun must be complete within this time."
+    )
+    write_stall_ms: int = Field(
+        60_000, ge=100, description="A client that accepts no bytes of its answers for so long is disconnected."
+    )
+
+
+class MemorySettings(Section):
+    """One budget for all bytes held for clients; over it the process stops reading from them."""
+
+    budget_bytes: int = Field(
+        512 * MIB,
+        ge=64 * MIB,
+        description="Requests, open and uploading segments, caches and answers on their way out, together.",
+    )
+    cache_share: float = Field(
+        0.5, gt=0, lt=0.9, description="Share of the budget for caches (newest segments, blocks, patched extents)."
+    )
+    cold_share: float = Field(
+        0.25,
+        gt=0,
+        lt=1,
+        description="Share of the cache that re-reads of old data may use, so they cannot push the tail out.",
+    )
+
+
+class IngestSettings(Section):
+    """From record batches to committed segments."""
+
+    linger_ms: int = Field(
+        250, ge=0, le=60_000, description="An open segment is sealed so long after its first batch at the latest."
+    )
+    segment_bytes_max: int = Field(
+        8 * MIB, ge=64 * KIB, le=512 * MIB, description="An open segment is sealed at this size."
+    )
+    uploads_max: int = Field(8, ge=1, le=256, description="Segments uploading at the same time.")
+    hedge_after_ms: int = Field(
+        120, ge=0, description="A PUT slower than this gets a second one to another key; 0 turns hedging off."
+    )
+    hedge_share_max: float = Field(
+        0.2, ge=0, le=1, description="At most this share of PUTs is hedged (a slow store must not get double the load)."
+    )
+    upload_deadline_ms: int = Field(
+        60_000,
+        ge=1_000,
+        description="A segment not durable and committed by then fails its producers with a retriable error.",
+    )
+
+
+class FetchSettings(Section):
+    """Answering consumers."""
+
+    fetch_bytes_max: int = Field(
+        55 * MIB, ge=MIB, description="Largest Fetch answer, whatever the client allows (fetch.max.bytes)."
+    )
+    block_bytes: int = Field(4 * MIB, ge=64 * KIB, description="Objects are read in aligned blocks of this size.")
+    reads_max: int = Field(16, ge=1, description="Reads of the object store at the same time.")
+    cold_reads_max: int = Field(8, ge=1, description="Of these, reads of data that is not in the tail.")
+    read_deadline_ms: int = Field(
+        30_000, ge=100, description="A read of the object store that takes longer fails the fetch, retriably."
+    )
+
+
+class TopicSettings(Section):
+    """What a new topic gets, and cluster-wide topic rules."""
+
+    auto_create: bool = Field(True, description="Kafka's auto.create.topics.enable.")
+    partitions: int = Field(
+        4, ge=1, le=10_000, description="Partitions of a topic made without a number (num.partitions)."
+    )
+    partitions_max: int = Field(100_000, ge=1, description="Partitions in the cluster; creation beyond it is refused.")
+
+
+class GroupSettings(Section):
+    """Consumer groups, as Kafka's broker settings of the same names."""
+
+    initial_rebalance_delay_ms: int = Field(3_000, ge=0, description="group.initial.rebalance.delay.ms.")
+    session_timeout_ms_min: int = Field(6_000, ge=1, description="group.min.session.timeout.ms.")
+    session_timeout_ms_max: int = Field(1_800_000, ge=1, description="group.max.session.timeout.ms.")
+    members_max: int = Field(10_000, ge=1, description="Members of one group (group.max.size).")
+    offsets_retention_ms: int = Field(
+        7 * 86_400_000, ge=1_000, description="Offsets of an empty group are kept so long."
+    )
+    offset_metadata_bytes_max: int = Field(4_096, ge=0, description="offset.metadata.max.bytes.")
+
+
+class S3Settings(Section):
+    """Talking to S3; credentials come from the usual AWS places (environment, profile, instance role)."""
+
+    request_timeout_ms: int = Field(10_000, ge=100, description="One attempt of one request, connect included.")
+    attempts_max: int = Field(
+        5, ge=1, le=20, description="Attempts per operation, with exponential backoff and full jitter."
+    )
+    connections_max: int = Field(64, ge=1, description="Pooled connections.")
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe line that is written."
+    )
+    form: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: coloured on a terminal, JSON elsewhere."
+    )
+
+
+class Settings(BaseSettings):
+    """The whole tree. Build it with :func:`load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TIDELOG_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+    config_file: ClassVar[Path | None] = None
+
+    data: Path = Field(Path("tidelog-data"), description="Folder for everything kept on this machine.")
+    storage: str | None = Field(
+        None,
+        description="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...; under data when unset.",
+    )
+    metadata: str | None = Field(None, description="sqlite:///file; a file under data when unset.")
+    zone: str = Field("local", min_length=1, max_length=64, description="Availability zone of this agent.")
+    group: str = Field("default", min_length=1, max_length=64, description="Agent group: a class of clients.")
+    drain_ms: int = Field(
+        25_000, ge=0, description="Time to flush, commit and answer after SIGTERM, before what is left is cut off."
+    )
+    listen: ListenSettings = ListenSettings()
+    connection: ConnectionSettings = ConnectionSettings()
+    memory: MemorySettings = MemorySettings()
+    ingest: IngestSettings = IngestSettings()
+    fetch: FetchSettings = FetchSettings()
+    topics: TopicSettings = TopicSettings()
+    groups: GroupSettings = GroupSettings()
+    s3: S3Settings = S3Settings()
+    log: LogSettings = LogSettings()
