@@ -1,0 +1,238 @@
+"""Group commit: commands decide one after the other in memory, and those that queued together share one durable write.
+
+While a write runs, further commands queue; nothing is decided on state that might still be lost. When the write
+is durable its callbacks run, its waiters are answered, and the queue becomes the next transaction. When a write
+fails its outcome is unknown: the in-memory state is rebuilt from the store before anything else is decided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import structlog
+
+from metadata.metrics import MetadataMetrics
+from metadata.model import MetadataError, MetadataUnavailable
+from metadata.store.port import Change, MetadataStore, StoreSnapshot
+from runtime.clock import Clock
+from runtime.tasks import Supervisor
+
+_log = structlog.get_logger("tidelog.metadata")
+
+T = TypeVar("T")
+
+COMMANDS_QUEUED_MAX = 20_000
+"""One more command is refused with MetadataUnavailable before it is decided."""
+COMMANDS_PER_WRITE_MAX = 2_000
+"""Bounds how long the loop decides without a pause, and how large one transaction gets."""
+RELOAD_PAUSE_SECONDS = (0.1, 2.0)
+"""First and longest pause between attempts to read the store again after a failed write."""
+
+
+class Transaction:
+    """What the commands of one write decided so far. Handed to each ``decide``; not to be kept after it returned."""
+
+    __slots__ = ("_callbacks", "changes")
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        """Appending a change to this list is the same as :meth:`change`."""
+        self._callbacks: list[Callable[[], None]] = []
+
+    def change(self, change: Change) -> None:
+        """Make ``change`` durable with this transaction, after those added before it."""
+        self.changes.append(change)
+
+    def after_durable(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` on the loop once the write is durable, in the order added, before any waiter is answered.
+
+        It is never called when the write fails. It must not raise; if it does, that is logged and nothing else
+        is disturbed.
+        """
+        self._callbacks.append(callback)
+
+    def mark(self) -> tuple[int, int]:
+        """Where the next command's part begins, for :meth:`discard_from`."""
+        return len(self.changes), len(self._callbacks)
+
+    def discard_from(self, mark: tuple[int, int]) -> None:
+        """Forget what was added since ``mark``: the command that added it was refused."""
+        del self.changes[mark[0] :]
+        del self._callbacks[mark[1] :]
+
+    def durable(self) -> None:
+        """The write is durable: run the callbacks."""
+        for callback in self._callbacks:
+            try:
+                callback()
+            except Exception as error:
+                _log.error("metadata_callback_failed", error=repr(error), exc_info=error)
+
+
+class CommandPipeline:
+    """Runs commands against the state of one metadata service; one event loop, one writer.
+
+    The state belongs to whoever passes the ``decide`` functions; ``on_reload`` callbacks rebuild it.
+    """
+
+    def __init__(self, store: MetadataStore, clock: Clock, metrics: MetadataMetrics) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._queue: deque[tuple[Callable[[Transaction], Any], asyncio.Future[Any]]] = deque()
+        self._wake = asyncio.Event()
+        self._on_reload: list[Callable[[StoreSnapshot], None]] = []
+        self._driver: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._problem: str | None = None
+
+    def on_reload(self, callback: Callable[[StoreSnapshot], None]) -> None:
+        """Call ``callback`` with everything durable, at the start and after each failed write, in the order added.
+
+        It must rebuild its part of the state from the snapshot alone, and must not raise.
+        """
+        self._on_reload.append(callback)
+
+    def problem(self) -> str | None:
+        """Why commands cannot be decided now, None when all is well."""
+        return self._problem
+
+    async def start(self, supervisor: Supervisor, new_cluster_id: str) -> StoreSnapshot:
+        """Open the store, load the state through the ``on_reload`` callbacks, and begin to take commands.
+
+        :raises StoreUnavailable: the store cannot be opened; nothing was started.
+        """
+        snapshot = await self._store.open(new_cluster_id)
+        self._load(snapshot)
+        self._driver = supervisor.start("metadata-pipeline", self._drive())
+        return snapshot
+
+    async def stop(self) -> None:
+        """Refuse new commands, finish those that are queued, and end. Idempotent. The store stays open."""
+        self._stopping = True
+        self._wake.set()
+        if self._driver is not None:
+            await asyncio.wait([self._driver])
+        self._fail_queued("the metadata service has stopped")
+
+    async def run(self, decide: Callable[[Transaction], T]) -> T:
+        """Run ``decide`` on the loop, in the order of calls, and return its result once its changes are durable.
+
+        ``decide`` changes the in-memory state and adds the matching changes to the transaction, synchronously. A
+        result without changes is returned when everything it may have seen is durable: with the write it shares,
+        or at once when that has nothing to write. ``decide`` may raise a :class:`MetadataError` (such as Refused
+        or Fenced) before it changed any state: its changes are discarded and only this caller sees the error.
+
+        Cancelling a command that waits in the queue drops it; later the outcome is unknown.
+
+        :raises MetadataUnavailable: the write failed (unknown outcome), too many commands are queued, or the
+            service has stopped.
+        """
+        if self._stopping or self._driver is None or self._driver.done():
+            raise MetadataUnavailable("the metadata service is not running")
+        if len(self._queue) >= COMMANDS_QUEUED_MAX:
+            raise MetadataUnavailable(f"{COMMANDS_QUEUED_MAX} metadata commands are queued already")
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._queue.append((decide, answer))
+        self._wake.set()
+        return await answer
+
+    async def _drive(self) -> None:
+        try:
+            while True:
+                if not self._queue:
+                    if self._stopping:
+                        return
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._one_transaction()
+        finally:
+            self._fail_queued("the metadata service has stopped")
+
+    async def _one_transaction(self) -> None:
+        """Decide what is queued, write it, answer."""
+        transaction = Transaction()
+        decided: list[tuple[asyncio.Future[Any], Any]] = []
+        broken: BaseException | None = None
+        for _ in range(min(len(self._queue), COMMANDS_PER_WRITE_MAX)):
+            decide, answer = self._queue.popleft()
+            if answer.done():
+                continue
+            mark = transaction.mark()
+            try:
+                decided.append((answer, decide(transaction)))
+            except MetadataError as error:
+                transaction.discard_from(mark)
+                decided.append((answer, error))
+            except Exception as error:
+                # The state may be half changed: nothing that stands on it may be written.
+                _log.error("metadata_command_failed", error=repr(error), exc_info=error)
+                _settle(answer, error)
+                broken = error
+                break
+        if broken is None and transaction.changes:
+            started = self._clock.monotonic()
+            try:
+                await self._store.write(transaction.changes)
+            except asyncio.CancelledError:
+                _settle_all(decided, MetadataUnavailable("the metadata service stopped during a write"))
+                raise
+            except Exception as error:
+                broken = error
+            self._metrics.write_done(self._clock.monotonic() - started, len(decided), broken is None)
+        if broken is not None:
+            _settle_all(decided, MetadataUnavailable(f"the metadata could not be written: {broken}"))
+            await self._recover(broken)
+            return
+        transaction.durable()
+        for answer, result in decided:
+            _settle(answer, result)
+
+    async def _recover(self, cause: BaseException) -> None:
+        """Rebuild the state from the store; commands that queue meanwhile fail with each attempt that fails."""
+        pause, pause_max = RELOAD_PAUSE_SECONDS
+        self._problem = f"the metadata store failed: {cause}"
+        _log.error("metadata_write_failed", error=repr(cause))
+        while True:
+            try:
+                snapshot = await self._store.reload()
+                break
+            except Exception as error:
+                self._problem = f"the metadata store cannot be read: {error}"
+                self._fail_queued(self._problem)
+                if self._stopping:
+                    return
+                await self._clock.sleep(pause)
+                pause = min(pause * 2, pause_max)
+        self._load(snapshot)
+        self._metrics.reloads.inc()
+        self._problem = None
+        _log.info("metadata_reloaded", topics=len(snapshot.topics), partitions=len(snapshot.partitions))
+
+    def _load(self, snapshot: StoreSnapshot) -> None:
+        for callback in self._on_reload:
+            callback(snapshot)
+
+    def _fail_queued(self, why: str) -> None:
+        while self._queue:
+            _settle(self._queue.popleft()[1], MetadataUnavailable(why))
+
+
+def _settle(answer: asyncio.Future[Any], result: Any) -> None:
+    """Answer one waiter, unless it was cancelled."""
+    if answer.done():
+        return
+    if isinstance(result, BaseException):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
+
+
+def _settle_all(decided: list[tuple[asyncio.Future[Any], Any]], error: MetadataError) -> None:
+    """Fail every waiter of a write; one that was refused anyway keeps its refusal."""
+    for answer, result in decided:
+        _settle(answer, result if isinstance(result, MetadataError) else error)
