@@ -41,6 +41,10 @@ class StorageRefused(StorageError):
     """Permanent (access denied, no such bucket, bad configuration): retrying will not help."""
 
 
+class ChecksumMismatch(StorageRefused):
+    """The bytes of a put do not have the CRC32C that was given with them; nothing was written."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     key: str
