@@ -50,7 +50,7 @@ class ConnectionSettings(Section):
         100 * MIB, ge=KIB, description="Largest request frame (Kafka's socket.request.max.bytes)."
     )
     requests_in_flight_max: int = Field(
-        256, ge=1, description="Requests of one connection taken in but not yet answered; then it is not read from."
+        8_192, ge=1, description="Requests of one connection taken in but not yet answered; then it is not read from."
     )
     idle_ms: int = Field(
         600_000,
@@ -150,6 +150,9 @@ class S3Settings(Section):
     request_timeout_ms: int = Field(10_000, ge=100, description="One attempt of one request, connect included.")
     attempts_max: int = Field(
         5, ge=1, le=20, description="Attempts per operation, with exponential backoff and full jitter."
+    )
+    deadline_ms: int = Field(
+        30_000, ge=100, description="One operation of any storage: all its attempts and the waits between them."
     )
     connections_max: int = Field(64, ge=1, description="Pooled connections.")
 
