@@ -9,10 +9,11 @@ the start and is named. ``docs/configuration.md`` is generated from this file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -20,6 +21,44 @@ MIB = 1024 * KIB
 
 class SettingsError(Exception):
     """A setting is wrong. The message names each one, its value, and what is allowed."""
+
+
+def parse_address(name: str, text: str) -> tuple[str, int]:
+    """The host and port in ``host:port`` (``[::1]:9092`` for IPv6), the value of the setting ``name``.
+
+    :raises SettingsError: it is not an address; the message names the setting.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise SettingsError(f"{name} = {text!r}: not host:port, for example 127.0.0.1:9092")
+    return host, int(port)
+
+
+def _address(text: str) -> str:
+    try:
+        parse_address("address", text)
+    except SettingsError:
+        raise ValueError("not host:port, for example 127.0.0.1:9092") from None
+    return text
+
+
+def _storage_url(url: str) -> str:
+    if urlsplit(url).scheme not in ("file", "memory", "s3"):
+        raise ValueError("not file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...")
+    return url
+
+
+def _metadata_url(url: str) -> str:
+    if urlsplit(url).scheme != "sqlite":
+        raise ValueError("not sqlite:///file")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class Section(BaseModel):
@@ -31,11 +70,11 @@ class Section(BaseModel):
 class ListenSettings(Section):
     """Where this process listens."""
 
-    kafka: str = Field("127.0.0.1:9092", description="host:port of the Kafka listener.")
-    advertise: str | None = Field(
+    kafka: Address = Field("127.0.0.1:9092", description="host:port of the Kafka listener.")
+    advertise: Address | None = Field(
         None, description="host:port that clients are told to connect to; the Kafka listener's own address when unset."
     )
-    http: str = Field(
+    http: Address = Field(
         "127.0.0.1:8080", description="host:port of health and metrics. Not authenticated: keep it private."
     )
 
@@ -143,6 +182,12 @@ class GroupSettings(Section):
     )
     offset_metadata_bytes_max: int = Field(4_096, ge=0, description="offset.metadata.max.bytes.")
 
+    @model_validator(mode="after")
+    def _session_timeouts_are_a_range(self) -> Self:
+        if self.session_timeout_ms_min > self.session_timeout_ms_max:
+            raise ValueError("session_timeout_ms_min is above session_timeout_ms_max")
+        return self
+
 
 class S3Settings(Section):
     """Talking to S3; credentials come from the usual AWS places (environment, profile, instance role)."""
@@ -167,7 +212,7 @@ class LogSettings(Section):
 
 
 class Settings(BaseSettings):
-    """The whole tree. Build it with :func:`load_settings`."""
+    """The whole tree. Build it with :func:`runtime.configuration.load_settings`."""
 
     model_config = SettingsConfigDict(
         env_prefix="TIDELOG_",
@@ -176,14 +221,14 @@ class Settings(BaseSettings):
         frozen=True,
         nested_model_default_partial_update=True,
     )
-    config_file: ClassVar[Path | None] = None
-
     data: Path = Field(Path("tidelog-data"), description="Folder for everything kept on this machine.")
-    storage: str | None = Field(
+    storage: Annotated[str, AfterValidator(_storage_url)] | None = Field(
         None,
         description="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...; under data when unset.",
     )
-    metadata: str | None = Field(None, description="sqlite:///file; a file under data when unset.")
+    metadata: Annotated[str, AfterValidator(_metadata_url)] | None = Field(
+        None, description="sqlite:///file; a file under data when unset."
+    )
     zone: str = Field("local", min_length=1, max_length=64, description="Availability zone of this agent.")
     group: str = Field("default", min_length=1, max_length=64, description="Agent group: a class of clients.")
     drain_ms: int = Field(
@@ -198,3 +243,23 @@ class Settings(BaseSettings):
     groups: GroupSettings = GroupSettings()
     s3: S3Settings = S3Settings()
     log: LogSettings = LogSettings()
+
+    def storage_url(self) -> str:
+        """Where segments live."""
+        return self.storage if self.storage is not None else f"file://{self.data.absolute()}/objects"
+
+    def metadata_url(self) -> str:
+        """Where the metadata lives."""
+        return self.metadata if self.metadata is not None else f"sqlite:///{self.data.absolute()}/metadata.sqlite"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: ``runtime.configuration`` merges the sources, so that an error can name its own."""
+        return (init_settings,)

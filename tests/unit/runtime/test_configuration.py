@@ -1,0 +1,146 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.configuration import environment_name, load_settings, setting_names
+from runtime.settings import Settings, SettingsError, parse_address
+
+
+@pytest.fixture(autouse=True)
+def _only_our_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("TIDELOG_"):
+            monkeypatch.delenv(name)
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "tidelog.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    settings = load_settings({"listen.kafka": None})
+    assert settings == Settings()
+    assert settings.listen.kafka == "127.0.0.1:9092"
+    assert settings.ingest.linger_ms == 250
+
+
+def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toml(tmp_path, '[ingest]\nlinger_ms = 1\nuploads_max = 2\nhedge_after_ms = 3\n[listen]\nhttp = "h:1"\n')
+    monkeypatch.setenv("TIDELOG_INGEST__LINGER_MS", "10")
+    monkeypatch.setenv("TIDELOG_INGEST__UPLOADS_MAX", "20")
+    settings = load_settings({"ingest.linger_ms": 100}, path)
+    assert (settings.ingest.linger_ms, settings.ingest.uploads_max, settings.ingest.hedge_after_ms) == (100, 20, 3)
+    assert settings.listen.http == "h:1"
+    assert settings.listen.kafka == "127.0.0.1:9092", "a section that is named in part keeps its other defaults"
+
+
+def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDELOG_CONFIG", str(toml(tmp_path, 'zone = "b"\n')))
+    assert load_settings({}).zone == "b"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("TIDELOG_INGEST__LINGER_MS", "soon", ["ingest.linger_ms", "'soon'", "TIDELOG_INGEST__LINGER_MS", "integer"]),
+        ("TIDELOG_INGEST__LINGER_MS", "-1", ["ingest.linger_ms", "greater than or equal to 0"]),
+        ("TIDELOG_INGEST__LINGER", "5", ["TIDELOG_INGEST__LINGER", "no such", "TIDELOG_INGEST__LINGER_MS"]),
+        ("TIDELOG_LINGER_MS", "5", ["TIDELOG_LINGER_MS", "no such setting"]),
+        ("TIDELOG_STORAGE", "ftp://x", ["storage", "'ftp://x'", "s3://bucket"]),
+        ("TIDELOG_METADATA", "mysql://x", ["metadata", "'mysql://x'", "sqlite:///file"]),
+        ("TIDELOG_LISTEN__KAFKA", "9092", ["listen.kafka", "'9092'", "host:port"]),
+        ("TIDELOG_LOG__LEVEL", "loud", ["log.level", "'loud'", "'debug'"]),
+        ("TIDELOG_GROUPS__SESSION_TIMEOUT_MS_MIN", "1800001", ["groups", "session_timeout_ms_min is above"]),
+    ],
+)
+def test_a_wrong_variable_names_itself(
+    name: str, value: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings({})
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_all_problems_are_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIDELOG_INGEST__LINGER_MS", "soon")
+    path = toml(tmp_path, "[ingest]\nuplaods_max = 3\n[nonsense]\na = 1\n")
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"listen.kafka": "nowhere"}, path)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 4
+    assert any(
+        line.startswith(f"ingest.uplaods_max = 3 (from {path})") and "ingest.uploads_max" in line for line in lines
+    )
+    assert any(line.startswith("nonsense") for line in lines)
+    assert any(line.startswith("listen.kafka = 'nowhere' (from the flag for listen.kafka)") for line in lines)
+    assert any("TIDELOG_INGEST__LINGER_MS" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TIDELOG_REQUIRE_ALL",
+        "TIDELOG_BOOTSTRAP",
+        "TIDELOG_TEST_REFERENCE",
+        "TIDELOG_SERVICE_HOST",
+        "TIDELOG_SERVICE_PORT_KAFKA",
+        "TIDELOG_PORT",
+        "TIDELOG_PORT_9092_TCP_ADDR",
+        "TIDELOG_METADATA_PORT_8080_TCP",
+    ],
+)
+def test_variables_of_the_harness_and_of_kubernetes_are_no_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:9092")
+    assert load_settings({}) == Settings()
+
+
+def test_a_config_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"absent\.toml.*No such file"):
+        load_settings({}, tmp_path / "absent.toml")
+    with pytest.raises(SettingsError, match=r"tidelog\.toml.*not TOML.*line 1"):
+        load_settings({}, toml(tmp_path, "linger = = 1"))
+
+
+def test_every_setting_has_an_environment_name_that_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = setting_names()
+    assert len(names) == len(set(names)) > 40
+    for name in names:
+        value: object = Settings()
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value is not None:
+            monkeypatch.setenv(environment_name(name), str(value))
+    assert load_settings({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:9092", ("127.0.0.1", 9092)),
+        ("[::1]:0", ("::1", 0)),
+        ("broker.example:65535", ("broker.example", 65535)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address("listen.kafka", text) == address
+
+
+@pytest.mark.parametrize("text", ["", "9092", ":9092", "host", "host:", "host:x", "host:65536", "::1:9092", "host:-1"])
+def test_what_is_no_address_names_the_setting(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"listen\.kafka"):
+        parse_address("listen.kafka", text)
+
+
+def test_storage_and_metadata_are_under_data_unless_said_otherwise(tmp_path: Path) -> None:
+    settings = load_settings({"data": tmp_path})
+    assert settings.storage_url() == f"file://{tmp_path}/objects"
+    assert settings.metadata_url() == f"sqlite:///{tmp_path}/metadata.sqlite"
+    elsewhere = load_settings({"data": tmp_path, "storage": "memory://", "metadata": "sqlite:///x/y"})
+    assert (elsewhere.storage_url(), elsewhere.metadata_url()) == ("memory://", "sqlite:///x/y")
