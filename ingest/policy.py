@@ -1,0 +1,35 @@
+"""When an open segment is sealed. Pure."""
+
+from __future__ import annotations
+
+import enum
+
+SEGMENT_BATCHES_MAX = 50_000
+"""A segment of tiny batches is sealed at so many: encoding its footer and settling its tickets must not hold up
+the event loop for long, and one commit must stay a bounded transaction."""
+
+PRESSURE_SHARE = 8
+"""Under memory pressure an open segment is sealed early from this fraction of its full size on."""
+
+
+class SealReason(enum.StrEnum):
+    SIZE = "size"
+    LINGER = "linger"
+    MEMORY = "memory"
+    DRAIN = "drain"
+
+
+def seal_after_append(
+    byte_length: int, batch_count: int, segment_bytes_max: int, memory_exhausted: bool, segments_pending: int
+) -> SealReason | None:
+    """Whether the segment that just grew to ``byte_length`` bytes should be sealed now (linger aside).
+
+    Memory pressure seals a segment at once when nothing else is on its way out (only its commit can give memory
+    back), and otherwise only when it is worth a PUT: an agent whose store is slow must not answer the pressure
+    with a flood of one-batch segments.
+    """
+    if byte_length >= segment_bytes_max or batch_count >= SEGMENT_BATCHES_MAX:
+        return SealReason.SIZE
+    if memory_exhausted and (segments_pending == 0 or byte_length * PRESSURE_SHARE >= segment_bytes_max):
+        return SealReason.MEMORY
+    return None
