@@ -15,19 +15,26 @@ help:
 	@echo "make env     .venv with .venv/bin/tidelog"
 	@echo "make docs    regenerate docs/configuration.md, docs/metrics.md and docs/apis.md from the code"
 
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 env: $(VENV)/.ready
 
-$(VENV)/.ready: requirements/dev.txt pyproject.toml
+$(VENV)/.ready: requirements/base.txt requirements/build.txt pyproject.toml
 	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing the pinned, hashed requirements (about a minute the first time)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "installing the pinned, hashed requirements into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/build.txt
+	@$(PIP) --require-hashes -r requirements/base.txt
+	@PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.ready requirements/dev.txt
+	@echo "installing the development requirements into $(VENV)"
+	@$(PIP) --require-hashes -r requirements/dev.txt
 	@touch $@
 
 demo: env
 	@$(BIN)/tidelog demo --seconds $${DEMO_SECONDS:-60}
 
-check: env
+check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
@@ -35,24 +42,24 @@ check: env
 	$(BIN)/python -m tidelog.docs --check
 	$(BIN)/pytest -q tests/unit tests/contract tests/property
 
-test: env
+test: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
 	$(BIN)/pytest -q tests
 
-fuzz: env
+fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/pytest -q --timeout 0 tests/property
 
-bench: env
+bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
 
-fmt: env
+fmt: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-docs: env
+docs: $(VENV)/.dev
 	$(BIN)/python -m tidelog.docs
 
-requirements: env
-	$(BIN)/python -m pip install -q uv
+requirements: $(VENV)/.dev
+	$(PIP) uv
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header pyproject.toml -o requirements/base.txt
 	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements/dev.txt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -17,9 +19,14 @@ class HttpServer:
         self._health = health
         self._registry = registry
         self._runner: web.AppRunner | None = None
+        self._refreshes: list[Callable[[], Awaitable[None]]] = []
         self.app.router.add_get("/healthz", self._healthz)
         self.app.router.add_get("/readyz", self._readyz)
         self.app.router.add_get("/metrics", self._metrics)
+
+    def before_scrape(self, refresh: Callable[[], Awaitable[None]]) -> None:
+        """Await ``refresh`` before each ``/metrics`` answer: for figures that are only worth computing when read."""
+        self._refreshes.append(refresh)
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port in use (useful when ``port`` is 0).
@@ -44,6 +51,8 @@ class HttpServer:
         return _verdict(self._health.ready_problems())
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        for refresh in self._refreshes:
+            await refresh()
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
