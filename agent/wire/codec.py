@@ -1,0 +1,179 @@
+"""Requests from bytes and answers to bytes, for every API but the two hand-written ones (Produce, Fetch's answer).
+
+Requests are decoded by kio's native reader into the entity of their exact version. Nothing a peer sends provokes
+anything but :class:`DecodeError`; leftovers after a body are ignored (librdkafka sends three bytes too many).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final
+
+from kio.index import load_request_schema, load_response_schema
+from kio.serial import entity_reader
+from kio.static.constants import EntityType
+
+from agent.wire.apis import API_BY_KEY, API_VERSIONS
+from agent.wire.encode import Writer, entity_encoder, name_tree
+from agent.wire.errors import DecodeError, EncodeError
+from agent.wire.schema import array_fields, entity_plan, versions_of
+from agent.wire.unknown_tags import read_uvarint, without_unknown_tags
+
+BODY_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Largest body of a request other than Produce. Decoding multiplies bytes into objects; Kafka's own largest such
+requests (group assignments, offset commits) end at the 1 MB its coordinator can store."""
+ELEMENTS_MAX: Final = 50_000
+"""Most array elements in one request other than Produce: what a handler may have to walk through on the loop."""
+
+HEADER_TAGS_MAX: Final = 64
+"""Most tagged fields in a header, all unknown to us; Kafka itself defines none for requests."""
+
+_FIXED_HEADER: Final = struct.Struct(">hhih")
+_PREFIX: Final = struct.Struct(">ii")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedResponse:
+    """An answer a handler encoded itself: what follows the response header, in pieces that are sent as they are.
+
+    The chunks are borrowed until ``release`` is called: once, after the last byte has left the process or the
+    connection is gone. ``byte_length`` is their sum.
+    """
+
+    chunks: list[bytes | memoryview]
+    byte_length: int
+    release: Callable[[], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHeader:
+    """A request's header; ``body_start`` is where its body begins in the buffer it was read from."""
+
+    api_key: int
+    api_version: int
+    correlation_id: int
+    client_id: str | None
+    body_start: int
+
+
+def decode_header(buffer: bytes | bytearray, start: int, end: int) -> RequestHeader:
+    """The header of the request that lies in ``buffer`` from ``start`` to ``end``.
+
+    Only for API keys that are served. Unknown tagged fields are skipped.
+
+    :raises DecodeError: it is cut short, or its client id is not UTF-8.
+    """
+    position = start + _FIXED_HEADER.size
+    if position > end:
+        raise DecodeError("a request is shorter than its header")
+    api_key, api_version, correlation_id, client_id_length = _FIXED_HEADER.unpack_from(buffer, start)
+    client_id = None
+    if client_id_length >= 0:
+        client_id_start = position
+        position += client_id_length
+        if position > end:
+            raise DecodeError("a client id is longer than its request")
+        try:
+            client_id = str(buffer[client_id_start:position], "utf-8")
+        except UnicodeDecodeError:
+            raise DecodeError("a client id is not UTF-8") from None
+    if api_version >= API_BY_KEY[api_key].flexible_from:
+        position = skip_tags(buffer, position)
+    if position > end:
+        raise DecodeError("a header is longer than its request")
+    return RequestHeader(api_key, api_version, correlation_id, client_id, position)
+
+
+def skip_tags(buffer: bytes | bytearray, position: int) -> int:
+    """The position behind a section of tagged fields. May lie behind the request's end: the caller checks.
+
+    :raises DecodeError: the buffer ends in it, or there are more than :data:`HEADER_TAGS_MAX`.
+    """
+    count, position = read_uvarint(buffer, position)
+    if count > HEADER_TAGS_MAX:
+        raise DecodeError(f"{count} tagged fields in one section")
+    for _ in range(count):
+        _, position = read_uvarint(buffer, position)
+        length, position = read_uvarint(buffer, position)
+        position += length
+    return position
+
+
+def decode_request(api_key: int, api_version: int, body: bytes) -> Any:
+    """The kio entity of a served request's body.
+
+    :raises DecodeError: it is not one, or it is larger than any client's.
+    """
+    if len(body) > BODY_BYTES_MAX:
+        raise DecodeError(f"a {API_BY_KEY[api_key].name} request of {len(body)} bytes")
+    decoder = _request_decoder(api_key, api_version)
+    try:
+        try:
+            entity, _ = decoder.read(body, 0)
+        except KeyError:
+            entity, _ = decoder.read(without_unknown_tags(body, decoder.plan), 0)
+    except DecodeError:
+        raise
+    except Exception as error:  # whatever the native reader makes of hostile bytes, it is the peer's fault
+        raise DecodeError(f"not a {API_BY_KEY[api_key].name} request v{api_version}: {error}") from None
+    _check_elements(entity, decoder.arrays)
+    return entity
+
+
+def _check_elements(entity: Any, arrays: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+    count = 0
+    for name, nested in arrays:
+        values = getattr(entity, name) or ()
+        count += len(values)
+        if count > ELEMENTS_MAX:
+            break
+        for inner in nested:
+            count += sum(len(getattr(value, inner) or ()) for value in values)
+    if count > ELEMENTS_MAX:
+        raise DecodeError(f"a request of more than {ELEMENTS_MAX} elements")
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestDecoder:
+    read: Callable[[bytes, int], tuple[Any, int]]
+    plan: Any
+    arrays: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@cache
+def _request_decoder(api_key: int, api_version: int) -> _RequestDecoder:
+    schema = load_request_schema(api_key, api_version)
+    plan = entity_plan(schema)
+    return _RequestDecoder(entity_reader(schema), plan, tuple(array_fields(plan)))
+
+
+@cache
+def _response_encoder(api_key: int, api_version: int) -> Writer:
+    versions = versions_of(api_key, EntityType.response)
+    names = name_tree([entity_plan(load_response_schema(api_key, version)) for version in versions])
+    return entity_encoder(entity_plan(load_response_schema(api_key, api_version)), names)
+
+
+def response_prefix(api_key: int, api_version: int, correlation_id: int, body_bytes: int) -> bytes:
+    """The length and the response header that go before a body of ``body_bytes``."""
+    if api_version >= API_BY_KEY[api_key].flexible_from and api_key != API_VERSIONS:
+        return _PREFIX.pack(body_bytes + 5, correlation_id) + b"\x00"
+    return _PREFIX.pack(body_bytes + 4, correlation_id)
+
+
+def encode_response(api_key: int, api_version: int, correlation_id: int, body: Mapping[str, Any]) -> bytes:
+    """A whole response frame. ``body`` may carry fields of other versions; what it leaves out gets its default.
+
+    :raises EncodeError: a name no version has, or a value that does not fit its field.
+    """
+    out = bytearray()
+    try:
+        _response_encoder(api_key, api_version)(out, body)
+    except EncodeError:
+        raise
+    except (struct.error, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise EncodeError(f"{API_BY_KEY[api_key].name} v{api_version}: {error}") from error
+    return response_prefix(api_key, api_version, correlation_id, len(out)) + out

@@ -1,0 +1,15 @@
+"""Whose fault it was: what a peer may do wrong on the wire, and what we may."""
+
+from __future__ import annotations
+
+
+class FrameError(Exception):
+    """The peer announced a frame that cannot be: a negative or too large length. Nothing after it can be read."""
+
+
+class DecodeError(Exception):
+    """A complete frame is not a request of its API and version. The stream is intact, the request is not."""
+
+
+class EncodeError(Exception):
+    """A handler's answer does not fit its API: our fault, never the peer's."""
