@@ -10,8 +10,9 @@ from storage.memory import MemoryStore
 from storage.metered import MeteredStore
 from storage.metrics import StorageMetrics
 from storage.retry import RetryingStore, RetryPolicy
+from storage.s3 import S3Store
 from storage.store import ObjectStore
-from storage.urls import LocalUrl, MemoryUrl, S3Url, SimulatedLatency, StorageUrlError, parse_storage_url
+from storage.urls import LocalUrl, MemoryUrl, S3Url, SimulatedLatency, parse_storage_url
 
 
 def open_store(url: str, *, s3: S3Settings, clock: Clock, entropy: Entropy, metrics: StorageMetrics) -> ObjectStore:
@@ -34,7 +35,7 @@ def _bare(url: str, s3: S3Settings, clock: Clock, entropy: Entropy) -> ObjectSto
         case LocalUrl(root, latency):
             return _slowed(LocalStore(root, entropy), latency, clock, entropy)
         case S3Url() as where:
-            raise StorageUrlError(f"s3://{where.bucket}: not in this build")
+            return S3Store(where, s3, entropy)
 
 
 def _slowed(store: ObjectStore, latency: SimulatedLatency | None, clock: Clock, entropy: Entropy) -> ObjectStore:
