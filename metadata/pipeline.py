@@ -179,13 +179,13 @@ class CommandPipeline:
             try:
                 await self._store.write(transaction.changes)
             except asyncio.CancelledError:
-                _settle_all(decided, MetadataUnavailable("the metadata service stopped during a write"))
+                _settle_all(decided, "the metadata service stopped during a write")
                 raise
             except Exception as error:
                 broken = error
             self._metrics.write_done(self._clock.monotonic() - started, len(decided), broken is None)
         if broken is not None:
-            _settle_all(decided, MetadataUnavailable(f"the metadata could not be written: {broken}"))
+            _settle_all(decided, f"the metadata could not be written: {broken}")
             await self._recover(broken)
             return
         transaction.durable()
@@ -232,7 +232,7 @@ def _settle(answer: asyncio.Future[Any], result: Any) -> None:
         answer.set_result(result)
 
 
-def _settle_all(decided: list[tuple[asyncio.Future[Any], Any]], error: MetadataError) -> None:
+def _settle_all(decided: list[tuple[asyncio.Future[Any], Any]], why: str) -> None:
     """Fail every waiter of a write; one that was refused anyway keeps its refusal."""
     for answer, result in decided:
-        _settle(answer, result if isinstance(result, MetadataError) else error)
+        _settle(answer, result if isinstance(result, MetadataError) else MetadataUnavailable(why))

@@ -1,0 +1,130 @@
+"""Partitions while commands decide, and the hot loop that gives the batches of a segment their offsets. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from metadata.model import (
+    BatchCommitted,
+    Extent,
+    ExtentDraft,
+    Refusal,
+    SegmentCommit,
+    SegmentCommitted,
+    Topic,
+    TopicId,
+)
+from metadata.producers import ProducerState
+
+
+class PartitionState:
+    """One partition while commands decide; its high watermark may be ahead of what is durable."""
+
+    __slots__ = ("dropped", "high_watermark", "log_start_offset", "partition", "producers", "topic_id")
+
+    def __init__(self, topic_id: TopicId, partition: int, log_start_offset: int = 0, high_watermark: int = 0) -> None:
+        self.topic_id = topic_id
+        self.partition = partition
+        self.log_start_offset = log_start_offset
+        self.high_watermark = high_watermark
+        self.producers: dict[int, ProducerState] = {}
+        self.dropped = False
+
+
+class TopicState:
+    """A topic and its partitions, by index."""
+
+    __slots__ = ("partitions", "topic")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.partitions = [PartitionState(topic.topic_id, index) for index in range(topic.partition_count)]
+
+
+@dataclass(slots=True)
+class CommitOutcome:
+    """What a commit decided: the answers, what becomes visible once it is durable, and counts of batches."""
+
+    answers: list[SegmentCommitted] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
+    batches: int = 0
+    duplicates: int = 0
+    refused: int = 0
+
+
+def commit_extent(
+    topic: TopicState | None,
+    commit: SegmentCommit,
+    draft: ExtentDraft,
+    now_ms: int,
+    outcome: CommitOutcome,
+    touched: dict[ProducerState, None],
+) -> tuple[BatchCommitted, ...]:
+    """Decide the batches of one draft; accepted ones that touch in the segment become one extent.
+
+    The hot loop of the service: every batch of every producer passes here once.
+    """
+    if topic is None or not 0 <= draft.partition < len(topic.partitions):
+        refusal = Refusal.UNKNOWN_TOPIC_ID if topic is None else Refusal.UNKNOWN_TOPIC_OR_PARTITION
+        outcome.batches += len(draft.batches)
+        outcome.refused += len(draft.batches)
+        return (BatchCommitted(-1, -1, False, refusal),) * len(draft.batches)
+    partition = topic.partitions[draft.partition]
+    log_start_offset = partition.log_start_offset
+    answers: list[BatchCommitted] = []
+    run_base = offset = partition.high_watermark
+    run_position = position = draft.byte_position
+    run_timestamp = -1
+
+    for batch in draft.batches:
+        producer_id = batch.producer_id
+        # Clients without idempotence send id -1 with any sequence (aiokafka, kafkajs: 0): it means nothing.
+        if producer_id >= 0:
+            producer = partition.producers.get(producer_id)
+            if producer is None:
+                producer = partition.producers[producer_id] = ProducerState(
+                    partition, producer_id, batch.producer_epoch
+                )
+            verdict = producer.offer(batch.producer_epoch, batch.base_sequence, batch.record_count, offset)
+            if verdict is None:
+                touched[producer] = None
+            else:
+                if offset > run_base:
+                    run = (run_base, offset - 1, run_position, position - run_position, run_timestamp)
+                    outcome.extents.append(_extent(partition, commit.segment_key, run, now_ms))
+                if isinstance(verdict, Refusal):
+                    answers.append(BatchCommitted(-1, log_start_offset, False, verdict))
+                    outcome.refused += 1
+                else:
+                    answers.append(BatchCommitted(verdict, log_start_offset, True, None))
+                    outcome.duplicates += 1
+                position += batch.byte_length
+                run_base, run_position, run_timestamp = offset, position, -1
+                continue
+        answers.append(BatchCommitted(offset, log_start_offset))
+        offset += batch.record_count
+        position += batch.byte_length
+        if batch.max_timestamp_ms > run_timestamp:
+            run_timestamp = batch.max_timestamp_ms
+    if offset > run_base:
+        run = (run_base, offset - 1, run_position, position - run_position, run_timestamp)
+        outcome.extents.append(_extent(partition, commit.segment_key, run, now_ms))
+    outcome.batches += len(answers)
+    partition.high_watermark = offset
+    return tuple(answers)
+
+
+def _extent(partition: PartitionState, segment_key: str, run: tuple[int, int, int, int, int], now_ms: int) -> Extent:
+    """``run``: base offset, last offset, byte position, byte length, max timestamp."""
+    base_offset, last_offset, position, length, max_timestamp_ms = run
+    return Extent(
+        partition.topic_id,
+        partition.partition,
+        base_offset,
+        last_offset,
+        segment_key,
+        position,
+        length,
+        max_timestamp_ms,
+        now_ms,
+    )
