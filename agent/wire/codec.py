@@ -19,18 +19,14 @@ from kio.static.constants import EntityType
 from agent.wire.apis import API_BY_KEY, API_VERSIONS
 from agent.wire.encode import Writer, entity_encoder, name_tree
 from agent.wire.errors import DecodeError, EncodeError
-from agent.wire.schema import array_fields, entity_plan, versions_of
-from agent.wire.unknown_tags import read_uvarint, without_unknown_tags
+from agent.wire.frames import FrameBuffer
+from agent.wire.schema import ELEMENTS_MAX, array_fields, entity_plan, versions_of
+from agent.wire.unknown_tags import without_unknown_tags
+from agent.wire.varint import skip_tags
 
 BODY_BYTES_MAX: Final = 2 * 1024 * 1024
 """Largest body of a request other than Produce. Decoding multiplies bytes into objects; Kafka's own largest such
 requests (group assignments, offset commits) end at the 1 MB its coordinator can store."""
-ELEMENTS_MAX: Final = 50_000
-"""Most array elements in one request other than Produce: what a handler may have to walk through on the loop."""
-
-HEADER_TAGS_MAX: Final = 64
-"""Most tagged fields in a header, all unknown to us; Kafka itself defines none for requests."""
-
 _FIXED_HEADER: Final = struct.Struct(">hhih")
 _PREFIX: Final = struct.Struct(">ii")
 
@@ -59,7 +55,7 @@ class RequestHeader:
     body_start: int
 
 
-def decode_header(buffer: bytes | bytearray, start: int, end: int) -> RequestHeader:
+def decode_header(buffer: FrameBuffer, start: int, end: int) -> RequestHeader:
     """The header of the request that lies in ``buffer`` from ``start`` to ``end``.
 
     Only for API keys that are served. Unknown tagged fields are skipped.
@@ -85,21 +81,6 @@ def decode_header(buffer: bytes | bytearray, start: int, end: int) -> RequestHea
     if position > end:
         raise DecodeError("a header is longer than its request")
     return RequestHeader(api_key, api_version, correlation_id, client_id, position)
-
-
-def skip_tags(buffer: bytes | bytearray, position: int) -> int:
-    """The position behind a section of tagged fields. May lie behind the request's end: the caller checks.
-
-    :raises DecodeError: the buffer ends in it, or there are more than :data:`HEADER_TAGS_MAX`.
-    """
-    count, position = read_uvarint(buffer, position)
-    if count > HEADER_TAGS_MAX:
-        raise DecodeError(f"{count} tagged fields in one section")
-    for _ in range(count):
-        _, position = read_uvarint(buffer, position)
-        length, position = read_uvarint(buffer, position)
-        position += length
-    return position
 
 
 def decode_request(api_key: int, api_version: int, body: bytes) -> Any:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from agent.wire.errors import EncodeError
 from agent.wire.schema import EntityPlan, FieldPlan
+from agent.wire.varint import write_uvarint
 
 Writer = Callable[[bytearray, Any], None]
 NameTree = dict[str, "NameTree"]
@@ -133,14 +134,6 @@ def _legacy_array(inner: Writer) -> Writer:
             inner(out, value)
 
     return write
-
-
-def write_uvarint(out: bytearray, value: int) -> None:
-    """Seven bits a byte, lowest first; the high bit says that more follow."""
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
 
 
 def _write_compact_bytes(out: bytearray, value: str | bytes | None) -> None:

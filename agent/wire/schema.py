@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Final, Union, get_args, get_origin
 
 from kio.schema.index import api_key_map, schema_name_map
 from kio.static.constants import EntityType
 
 KioEntity = type[Any]
+ELEMENTS_MAX: Final = 50_000
+"""Most array elements in one request other than Produce: what a handler may have to walk through on the loop."""
 
 
 @dataclass(frozen=True, slots=True)

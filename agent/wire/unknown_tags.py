@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from agent.wire.encode import write_uvarint
 from agent.wire.errors import DecodeError
-from agent.wire.schema import EntityPlan, FieldPlan
+from agent.wire.schema import ELEMENTS_MAX, EntityPlan, FieldPlan
+from agent.wire.varint import read_uvarint, write_uvarint
 
 Edit = tuple[int, int, bytes]
 """Replace the bytes from start to end by these."""
@@ -57,28 +57,16 @@ def _edited(body: bytes, start: int, end: int, edits: list[Edit]) -> bytes:
     return b"".join(pieces)
 
 
-def read_uvarint(body: bytes | bytearray, position: int) -> tuple[int, int]:
-    """(value, position behind it) of an unsigned varint of at most five bytes.
-
-    :raises DecodeError: it is longer, or the buffer ends in it.
-    """
-    value = 0
-    for shift in range(0, 35, 7):
-        if position >= len(body):
-            raise DecodeError("a varint is cut short")
-        byte = body[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise DecodeError("a varint is longer than five bytes")
-
-
 def _advance(body: bytes, position: int, count: int) -> int:
     position += count
     if count < 0 or position > len(body):
         raise DecodeError("a field is longer than its message")
     return position
+
+
+def _bounded(count: int) -> None:
+    if count > ELEMENTS_MAX:
+        raise DecodeError(f"{count} elements in one request")
 
 
 @cache
@@ -98,6 +86,7 @@ def _entity_skipper(plan: EntityPlan) -> Skipper:
 def _skip_tags(body: bytes, start: int, known: dict[int | None, Skipper], edits: list[Edit]) -> int:
     """A tagged section: unknown fields are dropped, known ones walked too, as they may hold unknown ones inside."""
     count, position = read_uvarint(body, start)
+    _bounded(count)
     kept = bytearray()
     kept_count = 0
     for _ in range(count):
@@ -148,6 +137,7 @@ def _array(inner: Skipper, flexible: bool) -> Skipper:
             end = _advance(body, position, 4)
             count = int.from_bytes(body[position:end], "big", signed=True)
             position = end
+        _bounded(count)
         for _ in range(count):
             position = inner(body, position, edits)
         return position

@@ -1,0 +1,316 @@
+"""Produce (API key 0), versions 3-12, by hand: KIP-98, 110, 467 (record errors), 482, 951 (current leader).
+
+The records are not copied: a decoded request says where they lie in its frame. kio's native reader copies them, and
+its writer costs several microseconds for a partition; both are what tests compare this module with.
+
+Leaves out: version 13 (topic ids), and throttling (throttle_time_ms is always 0).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agent.wire.errors import DecodeError
+from agent.wire.frames import FrameBuffer
+from agent.wire.varint import read_uvarint, skip_tags, write_uvarint
+
+FLEXIBLE_FROM: Final = 9
+PARTITIONS_MAX: Final = 20_000
+"""Most topics and partitions in one request: what is decoded and answered in one go on the event loop."""
+NAME_BYTES_MAX: Final = 32_767
+"""What the older string type can hold; Kafka's topic names have at most 249."""
+NO_RECORDS: Final = -1
+NO_LEADER: Final = -1
+
+_HEADER: Final = struct.Struct(">hhih")
+_ACKS_TIMEOUT: Final = struct.Struct(">hi")
+_INT16: Final = struct.Struct(">h")
+_INT32: Final = struct.Struct(">i")
+_TWO_INT32: Final = struct.Struct(">ii")
+
+PartitionSpan = tuple[int, int, int]
+"""(partition, start, end) of its records in the frame's buffer; start is NO_RECORDS when they are null."""
+
+
+class ProduceRequest:
+    """A decoded request; the spans in ``topics`` point into the buffer it was decoded from."""
+
+    __slots__ = ("acks", "api_version", "correlation_id", "partition_count", "timeout_ms", "topics", "transactional_id")
+
+    def __init__(self, api_version: int, correlation_id: int) -> None:
+        self.api_version = api_version
+        self.correlation_id = correlation_id
+        self.transactional_id: str | None = None
+        self.acks = 0
+        self.timeout_ms = 0
+        self.topics: list[tuple[str, list[PartitionSpan]]] = []
+        self.partition_count = 0
+
+
+def decode_produce(buffer: FrameBuffer, start: int, end: int) -> ProduceRequest:
+    """The Produce request that lies in ``buffer`` from ``start`` to ``end``, header included.
+
+    Every length is checked for its sign as it is read, so the position only grows; whether it passed the end is
+    checked once, at the end, before anything is done with the request.
+
+    :raises DecodeError: it is not a Produce request of its version.
+    """
+    try:
+        _, api_version, correlation_id, client_id_bytes = _HEADER.unpack_from(buffer, start)
+        request = ProduceRequest(api_version, correlation_id)
+        position = start + _HEADER.size
+        if client_id_bytes > 0:
+            position += client_id_bytes
+        if api_version < FLEXIBLE_FROM:
+            position = _decode_legacy(request, buffer, position)
+        else:
+            position = _decode_flexible(request, buffer, skip_tags(buffer, position))
+    except (struct.error, IndexError):
+        raise DecodeError("a Produce request is cut short") from None
+    except UnicodeDecodeError:
+        raise DecodeError("a topic name is not UTF-8") from None
+    if position > end:
+        raise DecodeError("a Produce request is cut short")
+    return request
+
+
+def _decode_legacy(request: ProduceRequest, buffer: FrameBuffer, position: int) -> int:
+    """Versions 3-8: fixed-size lengths."""
+    (length,) = _INT16.unpack_from(buffer, position)
+    position += 2
+    if length >= 0:
+        request.transactional_id = str(buffer[position : position + length], "utf-8")
+        position += length
+    request.acks, request.timeout_ms = _ACKS_TIMEOUT.unpack_from(buffer, position)
+    (topic_count,) = _INT32.unpack_from(buffer, position + 6)
+    position += 10
+    count = _counted(0, topic_count)
+    for _ in range(topic_count):
+        (length,) = _INT16.unpack_from(buffer, position)
+        position += 2
+        if length < 0:
+            raise DecodeError("a topic name is null")
+        name = str(buffer[position : position + length], "utf-8")
+        position += length
+        (partition_count,) = _INT32.unpack_from(buffer, position)
+        position += 4
+        count = _counted(count, partition_count)
+        spans: list[PartitionSpan] = []
+        for _ in range(partition_count):
+            partition, length = _TWO_INT32.unpack_from(buffer, position)
+            position += 8
+            if length < 0:
+                spans.append((partition, NO_RECORDS, NO_RECORDS))
+                continue
+            records_start = position
+            position += length
+            spans.append((partition, records_start, position))
+        request.topics.append((name, spans))
+        request.partition_count += partition_count
+    return position
+
+
+def _decode_flexible(request: ProduceRequest, buffer: FrameBuffer, position: int) -> int:
+    """Versions 9-12: compact lengths (one more than the length, 0 for null) and tagged fields."""
+    length, position = read_uvarint(buffer, position)
+    if length > NAME_BYTES_MAX:
+        raise DecodeError("a transactional id is too long")
+    if length:
+        request.transactional_id = str(buffer[position : position + length - 1], "utf-8")
+        position += length - 1
+    request.acks, request.timeout_ms = _ACKS_TIMEOUT.unpack_from(buffer, position)
+    topic_count, position = read_uvarint(buffer, position + 6)
+    topic_count -= 1
+    count = _counted(0, topic_count)
+    for _ in range(topic_count):
+        length, position = read_uvarint(buffer, position)
+        if not 0 < length <= NAME_BYTES_MAX:
+            raise DecodeError("a topic name is null or too long")
+        name = str(buffer[position : position + length - 1], "utf-8")
+        partition_count, position = read_uvarint(buffer, position + length - 1)
+        partition_count -= 1
+        count = _counted(count, partition_count)
+        spans: list[PartitionSpan] = []
+        for _ in range(partition_count):
+            (partition,) = _INT32.unpack_from(buffer, position)
+            length, records_start = read_uvarint(buffer, position + 4)
+            if length == 0:
+                position = records_start
+                spans.append((partition, NO_RECORDS, NO_RECORDS))
+            else:
+                position = records_start + length - 1
+                spans.append((partition, records_start, position))
+            # one zero byte where no tagged fields follow, which is always but in tests
+            position = position + 1 if buffer[position] == 0 else skip_tags(buffer, position)
+        position = skip_tags(buffer, position)
+        request.topics.append((name, spans))
+        request.partition_count += partition_count
+    return skip_tags(buffer, position)
+
+
+def _counted(so_far: int, more: int) -> int:
+    if more < 0:
+        raise DecodeError("an array of a Produce request is null")
+    if so_far + more > PARTITIONS_MAX:
+        raise DecodeError(f"a Produce request of more than {PARTITIONS_MAX} topics and partitions")
+    return so_far + more
+
+
+@dataclass(frozen=True, slots=True)
+class RecordError:
+    """One record that caused its batch to be refused (KIP-467). ``batch_index`` counts from 0 in the batch."""
+
+    batch_index: int
+    message: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionRefusal:
+    """What a refused partition's row carries besides its code. ``leader_id`` is where to go instead (KIP-951)."""
+
+    error_code: int
+    message: str | None = None
+    record_errors: tuple[RecordError, ...] = ()
+    leader_id: int = NO_LEADER
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEndpoint:
+    """An agent that refused partitions may be produced to at. Its rack is never told (see the Metadata handler)."""
+
+    node_id: int
+    host: str
+    port: int
+
+
+PartitionAck = tuple[int, int, int, int]
+"""(partition, base offset, log append time in ms or -1, log start offset)."""
+TopicResults = tuple[str, Sequence[PartitionAck | tuple[int, PartitionRefusal]]]
+"""A topic's name and a row per partition: acknowledged, or (partition, why not)."""
+
+_ACK_LEGACY: Final[dict[int, struct.Struct]] = {
+    **dict.fromkeys((3, 4), struct.Struct(">ihqq")),
+    **dict.fromkeys((5, 6, 7), struct.Struct(">ihqqq")),
+    8: struct.Struct(">ihqqqih"),
+}
+_ROW: Final = struct.Struct(">ihqqq")
+_ACK_FLEXIBLE: Final = struct.Struct(">ihqqqBBB")
+_PREFIX: Final = struct.Struct(">ii")
+
+
+def encode_produce_response(
+    api_version: int,
+    correlation_id: int,
+    topics: Sequence[TopicResults],
+    endpoints: Sequence[NodeEndpoint] = (),
+) -> bytes:
+    """A whole response frame. ``endpoints`` and leaders are told from version 10 on."""
+    out = bytearray(8)
+    if api_version < FLEXIBLE_FROM:
+        _encode_legacy(out, api_version, topics)
+    else:
+        _encode_flexible(out, api_version, topics, endpoints)
+    _PREFIX.pack_into(out, 0, len(out) - 4, correlation_id)
+    return bytes(out)
+
+
+def _encode_legacy(out: bytearray, api_version: int, topics: Sequence[TopicResults]) -> None:
+    row = _ACK_LEGACY[api_version]
+    told_start = api_version >= 5
+    told_errors = api_version >= 8
+    out += _INT32.pack(len(topics))
+    for name, results in topics:
+        encoded_name = name.encode()
+        out += _INT16.pack(len(encoded_name))
+        out += encoded_name
+        out += _INT32.pack(len(results))
+        for result in results:
+            if len(result) == 4:
+                partition, base_offset, log_append_time_ms, log_start_offset = result
+                if told_errors:
+                    out += row.pack(partition, 0, base_offset, log_append_time_ms, log_start_offset, 0, -1)
+                elif told_start:
+                    out += row.pack(partition, 0, base_offset, log_append_time_ms, log_start_offset)
+                else:
+                    out += row.pack(partition, 0, base_offset, log_append_time_ms)
+                continue
+            partition, refusal = result
+            refused = _ROW.pack(partition, refusal.error_code, -1, -1, -1)
+            out += refused if told_start else refused[:-8]
+            if told_errors:
+                out += _INT32.pack(len(refusal.record_errors))
+                for record_error in refusal.record_errors:
+                    out += _INT32.pack(record_error.batch_index)
+                    _write_string(out, record_error.message)
+                _write_string(out, refusal.message)
+    out += b"\0\0\0\0"  # throttle_time_ms
+
+
+def _encode_flexible(
+    out: bytearray, api_version: int, topics: Sequence[TopicResults], endpoints: Sequence[NodeEndpoint]
+) -> None:
+    out.append(0)  # no tagged fields in the response header
+    write_uvarint(out, len(topics) + 1)
+    for name, results in topics:
+        _write_compact_string(out, name)
+        write_uvarint(out, len(results) + 1)
+        for result in results:
+            if len(result) == 4:
+                partition, base_offset, log_append_time_ms, log_start_offset = result
+                # no record errors (an empty array is 1), no message (null is 0), no tagged fields
+                out += _ACK_FLEXIBLE.pack(partition, 0, base_offset, log_append_time_ms, log_start_offset, 1, 0, 0)
+                continue
+            partition, refusal = result
+            out += _ROW.pack(partition, refusal.error_code, -1, -1, -1)
+            write_uvarint(out, len(refusal.record_errors) + 1)
+            for record_error in refusal.record_errors:
+                out += _INT32.pack(record_error.batch_index)
+                _write_compact_string(out, record_error.message)
+                out.append(0)
+            _write_compact_string(out, refusal.message)
+            if api_version >= 10 and refusal.leader_id != NO_LEADER:
+                out += b"\x01\x00\x09"  # one tagged field: current_leader, 9 bytes
+                out += _TWO_INT32.pack(refusal.leader_id, 0)  # our leader epoch is always 0
+                out.append(0)
+            else:
+                out.append(0)
+        out.append(0)
+    out += b"\0\0\0\0"  # throttle_time_ms
+    if api_version >= 10 and endpoints:
+        _write_endpoints(out, endpoints)
+    else:
+        out.append(0)
+
+
+def _write_endpoints(out: bytearray, endpoints: Sequence[NodeEndpoint]) -> None:
+    rows = bytearray()
+    write_uvarint(rows, len(endpoints) + 1)
+    for endpoint in endpoints:
+        rows += _INT32.pack(endpoint.node_id)
+        _write_compact_string(rows, endpoint.host)
+        rows += _INT32.pack(endpoint.port)
+        rows += b"\0\0"  # rack is null, no tagged fields
+    out += b"\x01\x00"  # one tagged field: node_endpoints
+    write_uvarint(out, len(rows))
+    out += rows
+
+
+def _write_string(out: bytearray, value: str | None) -> None:
+    if value is None:
+        out += b"\xff\xff"
+        return
+    encoded = value.encode()
+    out += _INT16.pack(len(encoded))
+    out += encoded
+
+
+def _write_compact_string(out: bytearray, value: str | None) -> None:
+    if value is None:
+        out.append(0)
+        return
+    encoded = value.encode()
+    write_uvarint(out, len(encoded) + 1)
+    out += encoded
