@@ -32,8 +32,8 @@ class IngestMetrics:
         self.seals = {reason: seals.labels(reason.value) for reason in SealReason}
         segments = Counter(
             "tidelog_ingest_segments_total",
-            "Segments that ended: committed, failed (not durable in time), unresolved (commit unknown at the deadline), "
-            "fenced or stopped.",
+            "Segments that ended: committed, failed (not durable in time), unresolved (commit unknown at "
+            "the deadline), fenced or stopped.",
             ["outcome"],
             registry=registry,
         )

@@ -1,0 +1,252 @@
+"""Validation of produced record batches, in Kafka's order and with Kafka's errors. Pure.
+
+Sources: ``ProduceRequest.validateRecords``, ``UnifiedLog.analyzeAndValidateRecords``, ``LogValidator``. The rules about
+producer state (sequences, epochs) are the commit's; ``acks`` is the handler's.
+
+**How deep.** Kafka decompresses and walks every record of every batch. Here a batch is opaque but for its header, so
+that the cost does not follow the number of records:
+
+- always: everything the header says, its CRC32C, and that ``record_count`` records fit at all (uncompressed);
+- uncompressed batches of up to :data:`COUNTED_RECORDS_MAX` records: the records are counted by their lengths;
+- topics that need it (compacted, or with ``message.timestamp.before.max.ms``): every record, decompressed, bounded.
+
+A producer can thus store a compressed batch whose *inside* is garbage; its consumers will say so. It cannot disturb
+other partitions, offsets, or the agent. Control batches and transactions are refused.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+
+import crc32c
+import msgspec
+
+from ingest.batch_header import (
+    CHECKED_FROM,
+    CODEC_MASK,
+    CONTROL_BIT,
+    HEADER_BYTES,
+    LENGTH_OVERHEAD,
+    LOG_APPEND_TIME_BIT,
+    NO_TIMESTAMP,
+    TRANSACTIONAL_BIT,
+    BatchHeader,
+    ExpansionLimit,
+    MalformedRecords,
+)
+from ingest.codecs import Codec
+from ingest.compression import iterate_records
+from metadata.topic_configs import TopicPolicy
+from storage.store import Chunk
+
+COUNTED_RECORDS_MAX = 32
+"""Counting a record takes about 0.2 µs; beyond so many the count is only bounded."""
+RECORD_BYTES_MIN = 7
+"""Length, attributes, two deltas, two lengths and a header count: one byte each."""
+ZSTD_SINCE_PRODUCE_VERSION = 7
+_RECORD_ERRORS_MAX = 3
+_NO_LOWER_LIMIT_MS = 2**63 - 1
+_MAGIC = 2
+_KNOWN_CODECS = max(Codec)
+
+
+class FaultCode(enum.StrEnum):
+    """Why a batch is not taken, by kio's name of Kafka's error code."""
+
+    CORRUPT_MESSAGE = "corrupt_message"
+    INVALID_RECORD = "invalid_record"
+    INVALID_TIMESTAMP = "invalid_timestamp"
+    INVALID_TXN_STATE = "invalid_txn_state"
+    MESSAGE_TOO_LARGE = "message_too_large"
+    UNSUPPORTED_COMPRESSION_TYPE = "unsupported_compression_type"
+
+
+class RecordError(msgspec.Struct, frozen=True):
+    """One record of the batch that is at fault (Produce 8+, KIP-467)."""
+
+    batch_index: int
+    message: str
+
+
+class BatchFault(msgspec.Struct, frozen=True):
+    """The batch is refused; nothing of it was taken in."""
+
+    code: FaultCode
+    message: str
+    record_errors: tuple[RecordError, ...] = ()
+
+
+def parse_header(payload: Chunk | None) -> BatchHeader | BatchFault:
+    """The header of what a produce request holds for one partition; a fault when there is no room for one."""
+    if payload is None or len(payload) < HEADER_BYTES:
+        return _not_one_batch()
+    return BatchHeader.parse(payload)
+
+
+def validate(
+    payload: Chunk, header: BatchHeader, policy: TopicPolicy, now_ms: int, produce_version: int
+) -> BatchFault | None:
+    """The first rule that ``payload`` (whole, with ``header`` parsed from it) breaks, or None.
+
+    Microseconds, plus the CRC32C of the bytes; see the module's text for the topics where it is more.
+    """
+    if header.magic != _MAGIC or header.batch_length + LENGTH_OVERHEAD != len(payload):
+        return _not_one_batch()
+    attributes = header.attributes
+    codec = attributes & CODEC_MASK
+    if codec == Codec.ZSTD and produce_version < ZSTD_SINCE_PRODUCE_VERSION:
+        return BatchFault(
+            FaultCode.UNSUPPORTED_COMPRESSION_TYPE,
+            f"Produce requests with version {produce_version} are not allowed to use ZStandard compression",
+        )
+    if header.base_offset != 0:
+        return BatchFault(FaultCode.INVALID_RECORD, f"The baseOffset of the batch is {header.base_offset}, not 0")
+    if len(payload) > policy.max_message_bytes:
+        return too_large(len(payload), policy)
+    if crc32c.crc32c(memoryview(payload)[CHECKED_FROM:]) != header.crc:
+        return BatchFault(FaultCode.CORRUPT_MESSAGE, "Record is corrupt: its CRC32C does not match")
+    record_count = header.record_count
+    if record_count <= 0 or header.last_offset_delta + 1 != record_count:
+        return BatchFault(
+            FaultCode.INVALID_RECORD,
+            f"The batch has {record_count} records and the last offset delta {header.last_offset_delta}",
+        )
+    if attributes & ~(CODEC_MASK | LOG_APPEND_TIME_BIT):
+        fault = _forbidden_attributes(attributes)
+        if fault is not None:
+            return fault
+    if header.producer_id >= 0 and header.base_sequence < 0:
+        return BatchFault(
+            FaultCode.INVALID_RECORD,
+            f"Invalid sequence number {header.base_sequence} with producerId {header.producer_id}",
+        )
+    if codec > _KNOWN_CODECS:
+        return BatchFault(FaultCode.INVALID_RECORD, f"Unknown compression type id: {codec}")
+    if codec == 0:
+        fault = _wrong_count(payload, record_count)
+        if fault is not None:
+            return fault
+    fault = _timestamps(header, policy, now_ms)
+    if fault is not None:
+        return fault
+    if policy.compacted or policy.timestamp_before_max_ms != _NO_LOWER_LIMIT_MS:
+        return _every_record(payload, policy, now_ms)
+    return None
+
+
+def _not_one_batch() -> BatchFault:
+    return BatchFault(
+        FaultCode.INVALID_RECORD, "Produce requests must have exactly one record batch of magic 2 per partition"
+    )
+
+
+def too_large(byte_length: int, policy: TopicPolicy) -> BatchFault:
+    """Kafka's answer to a batch over ``max.message.bytes``; a Java producer then splits it."""
+    return BatchFault(
+        FaultCode.MESSAGE_TOO_LARGE,
+        f"The record batch size is {byte_length} bytes which exceeds the maximum configured value of "
+        f"{policy.max_message_bytes}",
+    )
+
+
+def _forbidden_attributes(attributes: int) -> BatchFault | None:
+    if attributes & CONTROL_BIT:
+        return BatchFault(FaultCode.INVALID_RECORD, "Clients are not allowed to write control records")
+    if attributes & TRANSACTIONAL_BIT:
+        return BatchFault(FaultCode.INVALID_TXN_STATE, "Transactions are not supported")
+    return None
+
+
+def _wrong_count(payload: Chunk, record_count: int) -> BatchFault | None:
+    """A lying record count of an uncompressed batch, as far as it is looked for."""
+    room = len(payload) - HEADER_BYTES
+    if record_count > COUNTED_RECORDS_MAX:
+        if record_count * RECORD_BYTES_MIN <= room:
+            return None
+    elif _records_fill(payload, record_count):
+        return None
+    return BatchFault(FaultCode.INVALID_RECORD, f"The batch claims {record_count} records, its {room} bytes differ")
+
+
+def _records_fill(payload: Chunk, record_count: int) -> bool:
+    """Whether exactly ``record_count`` records lie between the header and the end, going by their lengths."""
+    position = HEADER_BYTES
+    end = len(payload)
+    for _ in range(record_count):
+        if end - position < RECORD_BYTES_MIN:
+            return False
+        length = payload[position]
+        shift = 7
+        position += 1
+        if length >= 0x80:
+            length &= 0x7F
+            while True:
+                if position == end or shift > 28:
+                    return False
+                byte = payload[position]
+                position += 1
+                length |= (byte & 0x7F) << shift
+                if byte < 0x80:
+                    break
+                shift += 7
+        if length & 1:
+            return False
+        position += length >> 1
+        if position > end:
+            return False
+    return position == end
+
+
+def _timestamps(header: BatchHeader, policy: TopicPolicy, now_ms: int) -> BatchFault | None:
+    if header.attributes & LOG_APPEND_TIME_BIT:
+        return BatchFault(FaultCode.INVALID_TIMESTAMP, "Producer should not set timestamp type to LogAppendTime")
+    if policy.log_append_time:
+        return None
+    if header.max_timestamp_ms - now_ms > policy.timestamp_after_max_ms:
+        return BatchFault(
+            FaultCode.INVALID_TIMESTAMP,
+            f"Timestamp {header.max_timestamp_ms} is more than {policy.timestamp_after_max_ms} ms ahead of {now_ms}",
+        )
+    return None
+
+
+def _every_record(payload: Chunk, policy: TopicPolicy, now_ms: int) -> BatchFault | None:
+    """The rules about single records, for topics that need them."""
+    try:
+        errors = list(_first(_record_errors(payload, policy, now_ms)))
+    except ExpansionLimit as error:
+        return BatchFault(FaultCode.MESSAGE_TOO_LARGE, str(error))
+    except MalformedRecords as error:
+        return BatchFault(FaultCode.INVALID_RECORD, str(error))
+    if not errors:
+        return None
+    code = errors[0][0]
+    return BatchFault(
+        code,
+        "One or more records have been rejected",
+        tuple(error for error_code, error in errors if error_code == code),
+    )
+
+
+def _record_errors(payload: Chunk, policy: TopicPolicy, now_ms: int) -> Iterator[tuple[FaultCode, RecordError]]:
+    for record in iterate_records(payload):
+        if policy.compacted and record.key is None:
+            yield (
+                FaultCode.INVALID_RECORD,
+                RecordError(record.offset_delta, "Compacted topic cannot accept message without key"),
+            )
+        elif not policy.log_append_time and record.timestamp_ms != NO_TIMESTAMP:
+            behind_ms = now_ms - record.timestamp_ms
+            if behind_ms > policy.timestamp_before_max_ms or -behind_ms > policy.timestamp_after_max_ms:
+                yield (
+                    FaultCode.INVALID_TIMESTAMP,
+                    RecordError(record.offset_delta, f"Timestamp {record.timestamp_ms} is out of range"),
+                )
+
+
+def _first(errors: Iterator[tuple[FaultCode, RecordError]]) -> Iterator[tuple[FaultCode, RecordError]]:
+    """A few say it all; the walk still goes to the end, so that a malformed batch is called malformed."""
+    for count, error in enumerate(errors):
+        if count < _RECORD_ERRORS_MAX:
+            yield error
