@@ -71,6 +71,7 @@ class S3Store:
                     Key=self._where.prefix + key,
                     Body=body,
                     ContentLength=byte_length,
+                    ChecksumAlgorithm="CRC32C",
                     ChecksumCRC32C=checksum,
                     IfNoneMatch="*",
                 )

@@ -2,7 +2,7 @@
 
 ``memory://``, ``file:///dir``, ``s3://bucket/prefix?endpoint=http://host:port&region=eu-central-1&path_style=true``.
 ``memory`` and ``file`` also take ``put_p50_ms``, ``put_p99_ms``, ``get_p50_ms`` and ``get_p99_ms`` (all four), which
-make them as slow as a distant store, and ``memory`` takes ``capacity_bytes``.
+make them as slow as a distant store. ``memory`` takes ``capacity_bytes``: memory set aside, and touched, at the start.
 """
 
 from __future__ import annotations
