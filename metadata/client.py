@@ -99,5 +99,5 @@ class MetadataClient(GroupClient, Protocol):
     async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
         """A producer id never handed out before (with -1, -1), or the next epoch of a known one (KIP-360).
 
-        :raises metadata.model.Refused: INVALID_PRODUCER_EPOCH.
+        An id that was never handed out, or whose epochs are used up, is answered with a new one.
         """

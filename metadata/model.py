@@ -13,6 +13,8 @@ import msgspec
 
 TopicId = bytes
 NO_PRODUCER_ID = -1
+EXTENTS_FOUND_MAX = 4_096
+"""Extents in one answer to a query; whoever wants more asks again from the next offset."""
 
 
 class Refusal(enum.StrEnum):
@@ -165,7 +167,7 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
 
 class ExtentsQuery(msgspec.Struct, frozen=True, array_like=True):
     """Extents of a partition from the one that holds ``offset`` on, until they sum to ``byte_max`` or more
-    (at least one if there is one)."""
+    (at least one if there is one, at most EXTENTS_FOUND_MAX)."""
 
     topic_id: TopicId
     partition: int

@@ -20,13 +20,19 @@ class TopicSaved(msgspec.Struct, frozen=True, tag=True):
 
 
 class TopicDropped(msgspec.Struct, frozen=True, tag=True):
-    """The topic, its partitions, extents, producer states and committed group offsets."""
+    """The topic, its partitions, extents, producer states and committed group offsets.
+
+    Nothing of it is found after the write; what takes long to remove may be removed later.
+    """
 
     topic_id: TopicId
 
 
 class ExtentsAdded(msgspec.Struct, frozen=True, tag=True):
-    """New extents in offset order per partition; the partition's high watermark and max timestamp move with them."""
+    """New extents in offset order per partition; the partition's high watermark and max timestamp move with them.
+
+    Their segments were added by a :class:`SegmentAdded` earlier in the same write.
+    """
 
     extents: tuple[Extent, ...]
 
@@ -91,6 +97,8 @@ class GroupDropped(msgspec.Struct, frozen=True, tag=True):
 
 
 class OffsetsSaved(msgspec.Struct, frozen=True, tag=True):
+    """Offsets of partitions that do not exist (any more) are left out."""
+
     group_id: str
     offsets: tuple[OffsetRecord, ...]
 

@@ -1,0 +1,251 @@
+"""The embedded metadata store: one SQLite file, written by one thread, read by another, owned by one process.
+
+WAL with ``synchronous=FULL``: a commit is durable when it returns. Readers work on their own connection and never
+queue behind a commit. A lock file beside the database keeps a second process out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import structlog
+
+from metadata.model import Extent, TopicId
+from metadata.store import sqlite_reader
+from metadata.store.migrations import migrate
+from metadata.store.port import Change, StoreSnapshot, StoreUnavailable
+from metadata.store.sqlite_writer import SqliteWriter, purge
+
+_log = structlog.get_logger("tidelog.metadata.sqlite")
+
+T = TypeVar("T")
+
+PURGE_ROWS = 1_000
+"""Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
+BUSY_SECONDS = 5.0
+"""How long to wait for another program (a backup, the sqlite3 shell) that holds the database."""
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA cache_size = -32768",
+    "PRAGMA temp_store = MEMORY",
+    "PRAGMA journal_size_limit = 67108864",
+)
+
+
+class SqliteMetadataStore:
+    """Implements :class:`metadata.store.port.MetadataStore`. Calls come from one event loop.
+
+    A cancelled call goes on in its thread; a cancelled write has an unknown outcome.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="metadata-write")
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="metadata-read")
+        # Of the write thread:
+        self._connection: sqlite3.Connection | None = None
+        self._writer: SqliteWriter | None = None
+        self._lock: int | None = None
+        self._closing = False
+        # Of the read thread:
+        self._reader: sqlite3.Connection | None = None
+
+    async def open(self, new_cluster_id: str) -> StoreSnapshot:
+        """Lock, create or migrate, and read. :raises StoreUnavailable: with the file's name and the reason."""
+        return await self._on(self._write_thread, "opened", lambda: self._open(new_cluster_id))
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        await self._on(self._write_thread, "written", lambda: self._write(changes))
+
+    async def reload(self) -> StoreSnapshot:
+        return await self._on(self._write_thread, "read", self._reload)
+
+    async def find_extents(
+        self, topic_id: TopicId, partition: int, offset: int, byte_max: int, before_offset: int
+    ) -> list[Extent]:
+        return await self._read(
+            lambda reader: sqlite_reader.find_extents(reader, topic_id, partition, offset, byte_max, before_offset)
+        )
+
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        return await self._read(
+            lambda reader: sqlite_reader.find_extent_by_timestamp(reader, topic_id, partition, timestamp_ms)
+        )
+
+    async def close(self) -> None:
+        """Finish what was submitted, close the file and give up the lock. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        await self._on(self._read_thread, "closed", self._close_reader)
+        await self._on(self._write_thread, "closed", self._close)
+        self._read_thread.shutdown(wait=False)
+        self._write_thread.shutdown(wait=False)
+
+    async def _on(self, thread: ThreadPoolExecutor, verb: str, work: Callable[[], T]) -> T:
+        """Run ``work`` in ``thread``; the database's errors become StoreUnavailable."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, work)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreUnavailable(f"{self._path} cannot be {verb}: {error}") from error
+        except RuntimeError as error:
+            if self._closing:
+                raise StoreUnavailable(f"{self._path} is closed") from error
+            raise
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def attempt() -> T:
+            if self._reader is None:
+                self._reader = self._connect()
+            try:
+                return work(self._reader)
+            except sqlite3.Error:
+                self._close_reader()
+                raise
+
+        return await self._on(self._read_thread, "read", attempt)
+
+    # --- on the write thread ----------------------------------------------------------------------------
+
+    def _open(self, new_cluster_id: str) -> StoreSnapshot:
+        if self._lock is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = _take_lock(self._path)
+        try:
+            connection = self._connect()
+            self._connection = connection
+            migrate(connection)
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('cluster_id', ?)", (new_cluster_id,))
+            snapshot = self._load(connection)
+        except BaseException:
+            self._close()
+            raise
+        self._purge_later()
+        return snapshot
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            for pragma in _PRAGMAS:
+                connection.execute(pragma)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _load(self, connection: sqlite3.Connection) -> StoreSnapshot:
+        snapshot = sqlite_reader.read_snapshot(connection)
+        self._writer = SqliteWriter(connection)
+        return snapshot
+
+    def _reload(self) -> StoreSnapshot:
+        """Roll back what may be left of a failed write, on a new connection if the old one cannot even do that."""
+        self._writer = None
+        if self._lock is None:
+            raise StoreUnavailable(f"{self._path} is not open")
+        if self._connection is not None:
+            try:
+                _roll_back(self._connection)
+                return self._load(self._connection)
+            except sqlite3.Error:
+                self._connection.close()
+                self._connection = None
+        self._connection = self._connect()
+        return self._load(self._connection)
+
+    def _write(self, changes: Sequence[Change]) -> None:
+        connection, writer = self._connection, self._writer
+        if connection is None or writer is None:
+            raise StoreUnavailable(f"{self._path} must be reloaded after a failed write")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            dropped = writer.apply(changes)
+            connection.execute("COMMIT")
+        except BaseException:
+            # What the writer remembers of the partitions may be ahead of the file: only a reload makes a new one.
+            self._writer = None
+            with contextlib.suppress(sqlite3.Error):
+                _roll_back(connection)
+            raise
+        if dropped:
+            self._purge_later()
+
+    def _purge_later(self) -> None:
+        """Remove rows of deleted topics behind whatever is queued, one bounded transaction at a time."""
+        if self._closing:
+            return
+        with contextlib.suppress(RuntimeError):  # the thread was shut down meanwhile; the next start goes on
+            self._write_thread.submit(self._purge).add_done_callback(_report_purge)
+
+    def _purge(self) -> None:
+        connection = self._connection
+        if connection is None or self._writer is None or self._closing:
+            return
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            more = purge(connection, PURGE_ROWS)
+            connection.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                _roll_back(connection)
+            raise
+        if more:
+            self._purge_later()
+
+    def _close(self) -> None:
+        self._writer = None
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
+
+
+def _report_purge(purged: Future[None]) -> None:
+    error = None if purged.cancelled() else purged.exception()
+    if error is not None:
+        _log.warning("metadata_purge_failed", error=repr(error))
+
+
+def _take_lock(path: Path) -> int:
+    """Lock ``path`` for this process; the lock goes with the process, however it ends.
+
+    The lock is on a file of its own: SQLite's locks are lost when anybody in the process closes the database file.
+
+    :raises StoreUnavailable: another process has it.
+    """
+    lock_path = path.with_name(path.name + ".lock")
+    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(lock)
+        raise StoreUnavailable(
+            f"{path} is in use by process {owner} (lock file {lock_path}): one process owns a metadata database"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
