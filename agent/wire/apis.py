@@ -31,6 +31,7 @@ DELETE_TOPICS: Final = 20
 INIT_PRODUCER_ID: Final = 22
 OFFSET_FOR_LEADER_EPOCH: Final = 23
 DESCRIBE_CONFIGS: Final = 32
+INCREMENTAL_ALTER_CONFIGS: Final = 44
 DESCRIBE_CLUSTER: Final = 60
 
 
@@ -108,6 +109,7 @@ APIS: Final[tuple[Api, ...]] = (
     _api(INIT_PRODUCER_ID, "InitProducerId", 0, 5, 2, "For idempotence. A transactional id is refused with error 53."),
     _api(OFFSET_FOR_LEADER_EPOCH, "OffsetForLeaderEpoch", 2, 4, 4, "The leader epoch is always 0."),
     _api(DESCRIBE_CONFIGS, "DescribeConfigs", 1, 4, 4, ""),
+    _api(INCREMENTAL_ALTER_CONFIGS, "IncrementalAlterConfigs", 0, 1, 1, "Topics only: agents are configured by files."),
     _api(DESCRIBE_CLUSTER, "DescribeCluster", 0, 1, 0, "2 lists fenced brokers, which are never shown here."),
 )
 
