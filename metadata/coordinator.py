@@ -1,0 +1,484 @@
+"""The group coordinator: runs the groups' state machines inside the metadata service's command pipeline.
+
+Every request is decided by :mod:`metadata.groups` between two writes of the pipeline, so no decision stands on
+state that may still be lost. What must survive (the record of a stable or empty group, committed offsets) is written
+in the same transaction as everything else that was decided then, and waiting joins and syncs are answered once that
+is durable. A heartbeat writes nothing. After a restart or a failed write the groups are those that were durable,
+with their generation and members: consumers go on without a rebalance.
+
+All deadlines of all groups sit in one heap, watched by one task that sleeps until the earliest.
+
+Source: Kafka's GroupCoordinatorService, GroupMetadataManager and OffsetMetadataManager (3.9, 4.x). Left out: the
+expiry of single offsets of a group that has members (Kafka does it for topics they no longer subscribe to).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import TypeVar
+
+import msgspec
+import structlog
+
+from metadata.deadlines import Deadlines
+from metadata.group_model import (
+    GroupDescription,
+    GroupLag,
+    JoinGroup,
+    JoinGroupAnswer,
+    LeavingMember,
+    OffsetCommit,
+    OffsetCommitAnswer,
+    OffsetRecord,
+    SyncGroup,
+    SyncGroupAnswer,
+)
+from metadata.group_offsets import CommittedOffsets
+from metadata.group_roster import protocols_bytes
+from metadata.group_states import Effects, GroupLimits, GroupState, check_join
+from metadata.groups import Group
+from metadata.model import ExtentsFound, ExtentsQuery, MetadataUnavailable, Refusal, Topic, TopicId
+from metadata.pipeline import CommandPipeline, Transaction
+from metadata.store.port import GroupDropped, GroupSaved, OffsetsDropped, OffsetsSaved, StoreSnapshot
+from runtime.clock import Clock, Entropy
+from runtime.settings import GroupSettings
+from runtime.tasks import Supervisor
+
+_log = structlog.get_logger("tidelog.groups")
+
+GROUPS_MAX = 20_000
+"""Groups at a time; ten times what large Kafka clusters have. Anybody may name a new one, and an empty one costs
+about 2 KiB, so this is 40 MB."""
+GROUPS_BYTES_MAX = 512 * 1024 * 1024
+"""Names, protocol metadata and assignments of all groups' members: 500,000 members with 1 KiB each."""
+EMPTY_GROUP_KEPT_MS = 600_000
+"""An empty group without offsets is forgotten after this (Kafka's offsets.retention.check.interval.ms)."""
+CLIENT_ID_LENGTH_MAX = 255
+"""Of the client's name in a member id."""
+GROUPS_EXPIRED_PER_COMMAND = 100
+OFFSETS_EXPIRED_PER_COMMAND = 1_000
+"""Both bound how long the loop and one transaction are busy with expiry."""
+RETRY_SECONDS = 1.0
+"""Deadlines that came while the pipeline could not decide are tried again after this."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A group, its offsets, and what the driver knows about it. Times here are wall clock."""
+
+    group: Group
+    offsets: CommittedOffsets
+    state: GroupState
+    state_changed_ms: int
+    durable: bool = False
+    """The store may have something of it."""
+    held_bytes: int = 0
+    check_ms: int | None = None
+    """When this empty group or some of its offsets may have to go, at the earliest."""
+
+
+class GroupCoordinator:
+    """The group calls of the metadata service; one event loop.
+
+    Parked calls (join, sync) may wait as long as the rebalance timeout. Cancelling one leaves the member as it is:
+    as on Kafka, its session or the rebalance timeout decides. Every call raises
+    :class:`metadata.model.MetadataUnavailable` when the pipeline does, with an unknown outcome.
+    """
+
+    def __init__(
+        self,
+        pipeline: CommandPipeline,
+        clock: Clock,
+        entropy: Entropy,
+        supervisor: Supervisor,
+        settings: GroupSettings,
+        topics: Callable[[TopicId], Topic | None],
+        high_watermark: Callable[[TopicId, int], int | None],
+        find_extents: Callable[[Sequence[ExtentsQuery]], Awaitable[list[ExtentsFound]]],
+    ) -> None:
+        """``topics`` and ``high_watermark`` answer from memory, None for what does not exist."""
+        self._pipeline = pipeline
+        self._clock = clock
+        self._entropy = entropy
+        self._supervisor = supervisor
+        self._settings = settings
+        self._topics = topics
+        self._high_watermark = high_watermark
+        self._find_extents = find_extents
+        self._limits = GroupLimits(
+            settings.initial_rebalance_delay_ms,
+            settings.session_timeout_ms_min,
+            settings.session_timeout_ms_max,
+            settings.members_max,
+        )
+        self._entries: dict[str, _Entry] = {}
+        self._held_bytes = 0
+        self._tickets = count(1)
+        self._joins: dict[int, asyncio.Future[JoinGroupAnswer]] = {}
+        self._syncs: dict[int, asyncio.Future[SyncGroupAnswer]] = {}
+        self._deadlines = Deadlines()
+        self._sleeping_until_ms: int | None = None
+        self._earlier: asyncio.Future[None] | None = None
+        self._stopping = False
+        pipeline.on_reload(self._load)
+
+    async def start(self) -> None:
+        """Begin to watch deadlines; the pipeline has loaded the groups before."""
+        self._supervisor.start("group-deadlines", self._watch_deadlines())
+
+    async def stop(self) -> None:
+        """Send everybody who waits to look for another coordinator. The supervisor ends the task."""
+        self._stopping = True
+        self._answer_all(Refusal.NOT_COORDINATOR)
+
+    # --- requests ---------------------------------------------------------------------------------------
+
+    async def join_group(self, join: JoinGroup) -> JoinGroupAnswer:
+        refusal = check_join(join, self._limits)
+        if refusal is not None:
+            return JoinGroupAnswer(refusal, join.member_id)
+        return await self._parked(self._joins, partial(self._join, join))
+
+    async def sync_group(self, sync: SyncGroup) -> SyncGroupAnswer:
+        return await self._parked(self._syncs, partial(self._sync, sync))
+
+    async def heartbeat(
+        self, group_id: str, generation_id: int, member_id: str, group_instance_id: str | None
+    ) -> Refusal | None:
+        def decide(_: Transaction) -> Refusal | None:
+            entry = self._entries.get(group_id)
+            if entry is None:
+                return Refusal.UNKNOWN_MEMBER_ID
+            return entry.group.heartbeat(generation_id, member_id, group_instance_id, self._now_ms())
+
+        return await self._pipeline.run(decide)
+
+    async def leave_group(self, group_id: str, members: Sequence[LeavingMember]) -> list[Refusal | None]:
+        def decide(transaction: Transaction) -> list[Refusal | None]:
+            entry = self._entries.get(group_id)
+            if entry is None:
+                return [Refusal.UNKNOWN_MEMBER_ID] * len(members)
+            refusals, effects = entry.group.leave(members, self._now_ms())
+            self._carry_out(entry, effects, transaction)
+            return refusals
+
+        return await self._pipeline.run(decide)
+
+    async def commit_offsets(self, commit: OffsetCommit) -> OffsetCommitAnswer:
+        return await self._pipeline.run(partial(self._commit, commit))
+
+    async def fetch_offsets(
+        self, group_id: str, partitions: Sequence[tuple[TopicId, int]] | None
+    ) -> list[OffsetRecord]:
+        def decide(_: Transaction) -> list[OffsetRecord]:
+            entry = self._entries.get(group_id)
+            return [] if entry is None else entry.offsets.find(partitions)
+
+        return await self._pipeline.run(decide)
+
+    async def describe_groups(self, group_ids: Sequence[str]) -> list[GroupDescription]:
+        def decide(_: Transaction) -> list[GroupDescription]:
+            found = ((group_id, self._entries.get(group_id)) for group_id in group_ids)
+            return [
+                GroupDescription(group_id, GroupState.DEAD.value, "", "", ())
+                if entry is None
+                else entry.group.describe()
+                for group_id, entry in found
+            ]
+
+        return await self._pipeline.run(decide)
+
+    async def list_groups(self) -> list[GroupDescription]:
+        return await self._pipeline.run(
+            lambda _: [entry.group.describe(with_members=False) for entry in self._entries.values()]
+        )
+
+    async def delete_group(self, group_id: str) -> Refusal | None:
+        def decide(transaction: Transaction) -> Refusal | None:
+            entry = self._entries.get(group_id)
+            if entry is None:
+                return Refusal.GROUP_ID_NOT_FOUND
+            refusal = entry.group.kill()
+            if refusal is None:
+                self._drop(entry, transaction)
+            return refusal
+
+        return await self._pipeline.run(decide)
+
+    async def group_lags(self) -> list[GroupLag]:
+        """One query for each partition that a group has not read to its end."""
+        committed = await self._pipeline.run(
+            lambda _: [(entry.group.group_id, record) for entry in self._entries.values() for record in entry.offsets]
+        )
+        lags: list[GroupLag] = []
+        for group_id, record in committed:
+            topic = self._topics(record.topic_id)
+            high_watermark = self._high_watermark(record.topic_id, record.partition)
+            if topic is None or high_watermark is None:
+                continue
+            records, seconds = 0, 0.0
+            if record.offset < high_watermark:
+                records, seconds = await self._behind(record, high_watermark)
+            lags.append(GroupLag(group_id, topic.name, record.partition, records, seconds))
+        return lags
+
+    def forget_topic(self, topic_id: TopicId) -> None:
+        """The topic is being deleted, and its offsets with it: call it in the ``decide`` that deletes it."""
+        for entry in self._entries.values():
+            entry.offsets.forget_topic(topic_id)
+
+    # --- decisions --------------------------------------------------------------------------------------
+
+    async def _parked(self, waiting: dict[int, asyncio.Future[T]], decide: Callable[[int, Transaction], None]) -> T:
+        """Run ``decide`` with a ticket, and wait until that ticket is answered."""
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def decide_with_ticket(transaction: Transaction) -> None:
+            if self._stopping:
+                raise MetadataUnavailable("the group coordinator has stopped")
+            ticket = next(self._tickets)
+            waiting[ticket] = answer
+            decide(ticket, transaction)
+
+        await self._pipeline.run(decide_with_ticket)
+        return await answer
+
+    def _join(self, join: JoinGroup, ticket: int, transaction: Transaction) -> None:
+        entry = self._entries.get(join.group_id)
+        refusal = None
+        if self._held_bytes + protocols_bytes(join.protocols) > GROUPS_BYTES_MAX:
+            refusal = Refusal.GROUP_MAX_SIZE_REACHED
+        elif entry is None and join.member_id:
+            refusal = Refusal.UNKNOWN_MEMBER_ID
+        elif entry is None:
+            entry = self._create(join.group_id)
+            refusal = Refusal.GROUP_MAX_SIZE_REACHED if entry is None else None
+        if entry is None or refusal is not None:
+            answers = Effects(joins=[(ticket, JoinGroupAnswer(refusal, join.member_id))])
+            transaction.after_durable(partial(self._answer, answers))
+            return
+        effects = entry.group.join(join, ticket, self._member_id(join), self._now_ms())
+        self._carry_out(entry, effects, transaction)
+
+    def _sync(self, sync: SyncGroup, ticket: int, transaction: Transaction) -> None:
+        entry = self._entries.get(sync.group_id)
+        if entry is None:
+            answers = Effects(syncs=[(ticket, SyncGroupAnswer(Refusal.UNKNOWN_MEMBER_ID))])
+            transaction.after_durable(partial(self._answer, answers))
+            return
+        self._carry_out(entry, entry.group.sync(sync, ticket, self._now_ms()), transaction)
+
+    def _commit(self, commit: OffsetCommit, transaction: Transaction) -> OffsetCommitAnswer:
+        entry = self._entries.get(commit.group_id)
+        refusal: Refusal | None = None
+        if entry is not None:
+            refusal = entry.group.check_commit(
+                commit.generation_id, commit.member_id, commit.group_instance_id, self._now_ms()
+            )
+        elif commit.generation_id >= 0:
+            refusal = Refusal.GROUP_ID_NOT_FOUND
+        if refusal is not None:
+            return OffsetCommitAnswer(refusal)
+        refusals = tuple(self._refuse_offset(offset) for offset in commit.offsets)
+        now_ms = self._clock.now_ms()
+        accepted = tuple(
+            msgspec.structs.replace(offset, commit_ms=now_ms)
+            for offset, refused in zip(commit.offsets, refusals, strict=True)
+            if refused is None
+        )
+        if accepted:
+            # Without a generation the group only keeps offsets (a "simple" consumer's, or an administrator's).
+            entry = entry or self._create(commit.group_id)
+            if entry is None:
+                return OffsetCommitAnswer(Refusal.GROUP_MAX_SIZE_REACHED)
+            entry.offsets.put(accepted)
+            entry.durable = True
+            transaction.change(OffsetsSaved(commit.group_id, accepted))
+            self._arm(entry)
+        return OffsetCommitAnswer(None, refusals)
+
+    def _refuse_offset(self, offset: OffsetRecord) -> Refusal | None:
+        topic = self._topics(offset.topic_id)
+        if topic is None or not 0 <= offset.partition < topic.partition_count:
+            return Refusal.UNKNOWN_TOPIC_OR_PARTITION
+        if len(offset.metadata.encode()) > self._settings.offset_metadata_bytes_max:
+            return Refusal.OFFSET_METADATA_TOO_LARGE
+        return None
+
+    def _member_id(self, join: JoinGroup) -> str:
+        name = join.client_id if join.group_instance_id is None else join.group_instance_id
+        return f"{name[:CLIENT_ID_LENGTH_MAX]}-{uuid.UUID(bytes=self._entropy.uuid_bytes())}"
+
+    def _create(self, group_id: str) -> _Entry | None:
+        """A new empty group, None when there are too many."""
+        if len(self._entries) >= GROUPS_MAX:
+            return None
+        entry = _Entry(Group(group_id, self._limits), CommittedOffsets(), GroupState.EMPTY, self._clock.now_ms())
+        self._entries[group_id] = entry
+        return entry
+
+    def _drop(self, entry: _Entry, transaction: Transaction) -> None:
+        group_id = entry.group.group_id
+        del self._entries[group_id]
+        self._held_bytes -= entry.held_bytes
+        if entry.durable:
+            transaction.change(GroupDropped(group_id))
+
+    def _carry_out(self, entry: _Entry, effects: Effects, transaction: Transaction) -> None:
+        """Persist what must be, answer what can be once that is durable, and watch the group's next deadline."""
+        group = entry.group
+        if entry.state is not group.state:
+            entry.state, entry.state_changed_ms = group.state, self._clock.now_ms()
+            entry.check_ms = None
+        if effects.persist:
+            transaction.change(GroupSaved(group.record(entry.state_changed_ms)))
+            entry.durable = True
+        if effects.joins or effects.syncs:
+            transaction.after_durable(partial(self._answer, effects))
+        self._held_bytes += group.held_bytes - entry.held_bytes
+        entry.held_bytes = group.held_bytes
+        if group.state is GroupState.EMPTY and not (group.pending or entry.durable):
+            self._drop(entry, transaction)
+        else:
+            self._arm(entry)
+
+    def _answer(self, effects: Effects) -> None:
+        for ticket, join_answer in effects.joins:
+            _settle(self._joins.pop(ticket, None), join_answer)
+        for ticket, sync_answer in effects.syncs:
+            _settle(self._syncs.pop(ticket, None), sync_answer)
+
+    def _answer_all(self, refusal: Refusal) -> None:
+        joins, self._joins = self._joins, {}
+        for join in joins.values():
+            _settle(join, JoinGroupAnswer(refusal, ""))
+        syncs, self._syncs = self._syncs, {}
+        for sync in syncs.values():
+            _settle(sync, SyncGroupAnswer(refusal))
+
+    def _load(self, snapshot: StoreSnapshot) -> None:
+        """The groups are those that are durable. Who waited in one that is not must join anew."""
+        self._answer_all(Refusal.NOT_COORDINATOR)
+        self._deadlines.clear()
+        now_ms = self._now_ms()
+        self._entries = {}
+        for record in snapshot.groups:
+            group = Group.restore(record, self._limits, now_ms)
+            offsets = CommittedOffsets(snapshot.offsets.get(record.group_id, ()))
+            self._entries[record.group_id] = _Entry(group, offsets, group.state, record.state_changed_ms, True)
+        for group_id, kept in snapshot.offsets.items():
+            if group_id not in self._entries:
+                group = Group(group_id, self._limits)
+                self._entries[group_id] = _Entry(group, CommittedOffsets(kept), group.state, 0, True)
+        self._held_bytes = 0
+        for entry in self._entries.values():
+            entry.held_bytes = entry.group.held_bytes
+            self._held_bytes += entry.held_bytes
+            self._arm(entry)
+
+    # --- time -------------------------------------------------------------------------------------------
+
+    def _now_ms(self) -> int:
+        return int(self._clock.monotonic() * 1000)
+
+    def _arm(self, entry: _Entry) -> None:
+        """Watch the group's next deadline, and when it is empty, the end of its retention."""
+        group = entry.group
+        wake_ms = group.wake_ms
+        if group.state is GroupState.EMPTY and not group.pending:
+            if entry.check_ms is None:
+                entry.check_ms = self._retained_until_ms(entry)
+            check_ms = self._now_ms() + max(entry.check_ms - self._clock.now_ms(), 0)
+            wake_ms = check_ms if wake_ms is None else min(wake_ms, check_ms)
+        if wake_ms is not None:
+            self._wake_at(group.group_id, wake_ms)
+
+    def _wake_at(self, group_id: str, deadline_ms: int) -> None:
+        self._deadlines.set(group_id, deadline_ms)
+        if self._sleeping_until_ms is None or deadline_ms < self._sleeping_until_ms:
+            _settle(self._earlier, None)
+
+    def _retained_until_ms(self, entry: _Entry) -> int:
+        """When (wall clock) the empty group's oldest offset, or without offsets the group, has to go."""
+        oldest_ms = entry.offsets.oldest_commit_ms()
+        if oldest_ms is None:
+            return entry.state_changed_ms + EMPTY_GROUP_KEPT_MS
+        return max(oldest_ms, entry.state_changed_ms) + self._settings.offsets_retention_ms
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            due = self._deadlines.due(self._now_ms(), GROUPS_EXPIRED_PER_COMMAND)
+            if not due:
+                await self._sleep()
+                continue
+            try:
+                await self._pipeline.run(partial(self._expire, due))
+            except MetadataUnavailable as error:
+                _log.warning("group_expiry_postponed", groups=len(due), error=str(error))
+                for group_id in due:
+                    self._deadlines.set(group_id, self._now_ms() + int(RETRY_SECONDS * 1000))
+                await self._clock.sleep(RETRY_SECONDS)
+
+    async def _sleep(self) -> None:
+        """Until the earliest deadline, or until an earlier one is set."""
+        self._earlier = asyncio.get_running_loop().create_future()
+        self._sleeping_until_ms = self._deadlines.next_ms()
+        if self._sleeping_until_ms is None:
+            await self._earlier
+            return
+        seconds = max((self._sleeping_until_ms - self._now_ms()) / 1000, 0.001)
+        sleep = self._supervisor.start("group-deadline", self._clock.sleep(seconds))
+        try:
+            await asyncio.wait((sleep, self._earlier), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleep.cancel()
+
+    def _expire(self, group_ids: Sequence[str], transaction: Transaction) -> None:
+        """The deadlines of these groups have come."""
+        now_ms = self._now_ms()
+        for group_id in group_ids:
+            entry = self._entries.get(group_id)
+            if entry is None:
+                continue
+            effects = entry.group.expire(now_ms)
+            entry.check_ms = None
+            if entry.group.state is GroupState.EMPTY and not entry.group.pending and not effects.persist:
+                self._end_retention(entry, transaction)
+            if group_id in self._entries:
+                self._carry_out(entry, effects, transaction)
+
+    def _end_retention(self, entry: _Entry, transaction: Transaction) -> None:
+        """Forget offsets that are due, some at a time, and then the group."""
+        now_ms = self._clock.now_ms()
+        if self._retained_until_ms(entry) > now_ms:
+            return
+        expired = entry.offsets.expired(now_ms - self._settings.offsets_retention_ms, OFFSETS_EXPIRED_PER_COMMAND)
+        if expired:
+            entry.offsets.drop(expired)
+            transaction.change(OffsetsDropped(entry.group.group_id, expired))
+        if not entry.offsets:
+            self._drop(entry, transaction)
+
+    async def _behind(self, record: OffsetRecord, high_watermark: int) -> tuple[int, float]:
+        """Records and seconds from a committed offset to the end of its partition."""
+        query = ExtentsQuery(record.topic_id, record.partition, record.offset, 1)
+        (found,) = await self._find_extents([query])
+        if found.refusal is Refusal.OFFSET_OUT_OF_RANGE and record.offset < found.log_start_offset:
+            (found,) = await self._find_extents([msgspec.structs.replace(query, offset=found.log_start_offset)])
+        records = max(high_watermark - max(record.offset, found.log_start_offset), 0)
+        if not found.extents:
+            return records, 0.0
+        return records, max(self._clock.now_ms() - found.extents[0].commit_ms, 0) / 1000
+
+
+def _settle(waiting: asyncio.Future[T] | None, answer: T) -> None:
+    """Answer one who waits, unless it was cancelled."""
+    if waiting is not None and not waiting.done():
+        waiting.set_result(answer)
