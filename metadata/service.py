@@ -1,0 +1,389 @@
+"""The metadata service: decides through :mod:`metadata.state`, writes through the pipeline, shows what is durable.
+
+It is the in-process :class:`metadata.client.MetadataClient`; a server adds a transport, nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from metadata.client import MetadataListener
+from metadata.coordinator import GroupCoordinator
+from metadata.group_model import (
+    GroupDescription,
+    GroupLag,
+    JoinGroup,
+    JoinGroupAnswer,
+    LeavingMember,
+    OffsetCommit,
+    OffsetCommitAnswer,
+    OffsetRecord,
+    SyncGroup,
+    SyncGroupAnswer,
+)
+from metadata.metrics import MetadataMetrics
+from metadata.model import (
+    EXTENTS_FOUND_MAX,
+    AgentRegistered,
+    AgentRegistration,
+    Extent,
+    ExtentsFound,
+    ExtentsQuery,
+    MetadataUnavailable,
+    PartitionOffsets,
+    ProducerIdGranted,
+    Refusal,
+    Refused,
+    SegmentCommit,
+    SegmentCommitted,
+    Topic,
+    TopicId,
+    TopicsChanged,
+)
+from metadata.partitions import CommitOutcome
+from metadata.pipeline import CommandPipeline, Transaction
+from metadata.state import State
+from metadata.store.port import MetadataStore, StoreSnapshot, StoreUnavailable
+from metadata.topic_configs import validate_topic_configs
+from metadata.visible import VisibleIndex
+from runtime.clock import Clock, Entropy
+from runtime.settings import GroupSettings, TopicSettings
+from runtime.tasks import Supervisor
+
+_log = structlog.get_logger("tidelog.metadata")
+
+EXPIRY_SECONDS = 60.0
+"""Pause between two looks for idle producers."""
+PRODUCERS_PER_COMMAND = 1_000
+"""Producer states forgotten in one command: bounds how long the loop and the write are busy."""
+_NOTHING = StoreSnapshot("", (), (), (), (), (), {}, (), {})
+
+
+class MetadataSubscription:
+    """Implements :class:`metadata.client.Subscription`."""
+
+    def __init__(self, topics: tuple[Topic, ...], close: Callable[[], None]) -> None:
+        self.topics = topics
+        self._close = close
+
+    def close(self) -> None:
+        """The listener hears nothing more. Idempotent."""
+        self._close()
+
+
+class MetadataService:
+    """Implements :class:`metadata.client.MetadataClient`; owns the store from :meth:`start` to :meth:`stop`."""
+
+    def __init__(
+        self,
+        store: MetadataStore,
+        clock: Clock,
+        entropy: Entropy,
+        supervisor: Supervisor,
+        metrics: MetadataMetrics,
+        group_settings: GroupSettings,
+        topic_settings: TopicSettings,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._entropy = entropy
+        self._supervisor = supervisor
+        self._metrics = metrics
+        self._topic_settings = topic_settings
+        self._state = State(_NOTHING)
+        self._visible = VisibleIndex(_NOTHING)
+        self._listeners: list[MetadataListener] = []
+        self._pipeline = CommandPipeline(store, clock, metrics)
+        self._pipeline.on_reload(self._load)
+        self._groups = GroupCoordinator(
+            self._pipeline,
+            clock,
+            entropy,
+            supervisor,
+            group_settings,
+            self._decided_topic,
+            self._high_watermark,
+            self.find_extents,
+        )
+        metrics.topics.set_function(lambda: len(self._visible.topics))
+        metrics.partitions.set_function(lambda: self._visible.partition_count)
+        metrics.producers.set_function(lambda: self._state.producer_count)
+        metrics.extents_cached.set_function(lambda: self._visible.extent_count)
+
+    async def start(self) -> None:
+        """Open the store, load the state and take calls.
+
+        :raises StoreUnavailable: the store cannot be opened; the message names it.
+        """
+        cluster_id = base64.urlsafe_b64encode(self._entropy.uuid_bytes()).decode().rstrip("=")
+        snapshot = await self._pipeline.start(self._supervisor, cluster_id)
+        await self._groups.start()
+        self._supervisor.start("metadata-expiry", self._expire())
+        _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
+
+    async def stop(self) -> None:
+        """Finish what was decided and close the store. Idempotent."""
+        await self._groups.stop()
+        await self._pipeline.stop()
+        await self._store.close()
+
+    def problem(self) -> str | None:
+        """Why nothing can be committed now, None when all is well."""
+        return self._pipeline.problem()
+
+    # --- agents and producers ---------------------------------------------------------------------------
+
+    async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
+        return await self._pipeline.run(
+            lambda transaction: self._state.register_agent(registration, transaction.changes)
+        )
+
+    async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
+        return await self._pipeline.run(
+            lambda transaction: self._state.grant_producer_id(producer_id, producer_epoch, transaction.changes)
+        )
+
+    async def _expire(self) -> None:
+        while True:
+            await self._clock.sleep(EXPIRY_SECONDS)
+            try:
+                while await self._pipeline.run(self._expire_some) == PRODUCERS_PER_COMMAND:
+                    pass
+            except MetadataUnavailable as error:
+                _log.warning("producer_expiry_postponed", error=str(error))
+
+    def _expire_some(self, transaction: Transaction) -> int:
+        return self._state.expire_producers(self._clock.now_ms(), PRODUCERS_PER_COMMAND, transaction.changes)
+
+    # --- commits ----------------------------------------------------------------------------------------
+
+    async def commit_segments(
+        self, agent_epoch: int, settled_sequence: int, commits: Sequence[SegmentCommit]
+    ) -> list[SegmentCommitted]:
+        def decide(transaction: Transaction) -> list[SegmentCommitted]:
+            outcome = self._state.commit_segments(
+                agent_epoch, settled_sequence, commits, self._clock.now_ms(), transaction.changes
+            )
+            transaction.after_durable(partial(self._committed, outcome))
+            return outcome.answers
+
+        return await self._pipeline.run(decide)
+
+    def _committed(self, outcome: CommitOutcome) -> None:
+        accepted = outcome.batches - outcome.duplicates - outcome.refused
+        self._metrics.batches_committed.inc(accepted)
+        self._metrics.batches_duplicate.inc(outcome.duplicates)
+        self._metrics.batches_refused.inc(outcome.refused)
+        if outcome.extents:
+            self._visible.add_extents(outcome.extents)
+            self._tell(lambda listener: listener.extents_committed(outcome.extents))
+
+    # --- reads ------------------------------------------------------------------------------------------
+
+    async def find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:
+        return [await self._find(query) for query in queries]
+
+    async def _find(self, query: ExtentsQuery) -> ExtentsFound:
+        """From memory where a reader keeps up; else from the store, continued from memory where the two meet."""
+        topic_id, number, offset, byte_max = query.topic_id, query.partition, query.offset, query.byte_max
+        partition = self._visible.partition(topic_id, number)
+        if partition is None:
+            return ExtentsFound(-1, -1, (), self._unknown(topic_id))
+        if not partition.log_start_offset <= offset <= partition.high_watermark:
+            return ExtentsFound(partition.high_watermark, partition.log_start_offset, (), Refusal.OFFSET_OUT_OF_RANGE)
+        found = [] if offset == partition.high_watermark else partition.find(offset, byte_max)
+        if found is not None:
+            self._metrics.extents_found_memory.inc(len(found))
+            return ExtentsFound(partition.high_watermark, partition.log_start_offset, tuple(found))
+        try:
+            found = await self._store.find_extents(topic_id, number, offset, byte_max, partition.newest_offset)
+        except StoreUnavailable as error:
+            raise MetadataUnavailable(str(error)) from error
+        self._metrics.extents_found_store.inc(len(found))
+        partition = self._visible.partition(topic_id, number)
+        if partition is None:
+            return ExtentsFound(-1, -1, (), self._unknown(topic_id))
+        if not found or not found[0].base_offset <= offset <= found[0].last_offset:
+            raise MetadataUnavailable(f"the store has no extent for offset {offset} of {topic_id.hex()}/{number}")
+        byte_count = sum(extent.byte_length for extent in found)
+        if byte_count < byte_max and len(found) < EXTENTS_FOUND_MAX:
+            following = found[-1].last_offset + 1
+            newer = partition.find(following, byte_max - byte_count, EXTENTS_FOUND_MAX - len(found))
+            if newer and newer[0].base_offset == following:
+                found.extend(newer)
+                self._metrics.extents_found_memory.inc(len(newer))
+        return ExtentsFound(partition.high_watermark, partition.log_start_offset, tuple(found))
+
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        visible = self._visible.partition(topic_id, partition)
+        if visible is None:
+            raise Refused(self._unknown(topic_id), "This server does not host this topic ID or partition.")
+        high_watermark = visible.high_watermark
+        if timestamp_ms > visible.max_timestamp_ms:
+            return None
+        try:
+            found = await self._store.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
+        except StoreUnavailable as error:
+            raise MetadataUnavailable(str(error)) from error
+        return None if found is None or found.base_offset >= high_watermark else found
+
+    async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
+        answers: list[PartitionOffsets | None] = []
+        for topic_id, number in partitions:
+            partition = self._visible.partition(topic_id, number)
+            answers.append(
+                None
+                if partition is None
+                else PartitionOffsets(partition.log_start_offset, partition.high_watermark, partition.max_timestamp_ms)
+            )
+        return answers
+
+    def _unknown(self, topic_id: TopicId) -> Refusal:
+        known = topic_id in self._visible.topics
+        return Refusal.UNKNOWN_TOPIC_OR_PARTITION if known else Refusal.UNKNOWN_TOPIC_ID
+
+    def _high_watermark(self, topic_id: TopicId, partition: int) -> int | None:
+        visible = self._visible.partition(topic_id, partition)
+        return None if visible is None else visible.high_watermark
+
+    # --- topics -----------------------------------------------------------------------------------------
+
+    async def create_topic(
+        self, name: str, partition_count: int, configs: dict[str, str], validate_only: bool = False
+    ) -> Topic:
+        def decide(transaction: Transaction) -> Topic:
+            _check_configs(configs)
+            topic = self._state.create_topic(
+                name,
+                partition_count,
+                configs,
+                self._entropy.uuid_bytes(),
+                self._clock.now_ms(),
+                self._topic_settings.partitions_max,
+                None if validate_only else transaction.changes,
+            )
+            if not validate_only:
+                transaction.after_durable(partial(self._topic_saved, topic))
+            return topic
+
+        return await self._pipeline.run(decide)
+
+    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
+        def decide(transaction: Transaction) -> Topic:
+            configs = self._state.topic_configs(topic_id)
+            for name, value in changes.items():
+                if value is None:
+                    configs.pop(name, None)
+                else:
+                    configs[name] = value
+            _check_configs(configs)
+            topic = self._state.alter_topic_configs(topic_id, configs, transaction.changes)
+            transaction.after_durable(partial(self._topic_saved, topic))
+            return topic
+
+        return await self._pipeline.run(decide)
+
+    async def delete_topic(self, topic_id: TopicId) -> None:
+        def decide(transaction: Transaction) -> None:
+            self._state.delete_topic(topic_id, transaction.changes)
+            self._groups.forget_topic(topic_id)
+            transaction.after_durable(partial(self._topic_dropped, topic_id))
+
+        await self._pipeline.run(decide)
+
+    def _decided_topic(self, topic_id: TopicId) -> Topic | None:
+        """As the commands see it: without topics whose deletion was decided but is not durable yet."""
+        decided = self._state.topics.get(topic_id)
+        return None if decided is None else decided.topic
+
+    def _topic_saved(self, topic: Topic) -> None:
+        self._visible.put_topic(topic)
+        self._tell(lambda listener: listener.topics_changed(TopicsChanged(upserted=(topic,))))
+
+    def _topic_dropped(self, topic_id: TopicId) -> None:
+        self._visible.drop_topic(topic_id)
+        self._tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
+
+    # --- subscriptions ----------------------------------------------------------------------------------
+
+    async def subscribe(self, listener: MetadataListener) -> MetadataSubscription:
+        self._listeners.append(listener)
+        return MetadataSubscription(tuple(self._visible.topics.values()), partial(self._unsubscribe, listener))
+
+    def _unsubscribe(self, listener: MetadataListener) -> None:
+        self._listeners = [kept for kept in self._listeners if kept is not listener]
+
+    def _tell(self, event: Callable[[MetadataListener], None]) -> None:
+        """One listener's failure is its own: it is told to start over, and dropped when it cannot even do that."""
+        for listener in tuple(self._listeners):
+            try:
+                event(listener)
+            except Exception as error:
+                _log.error("metadata_listener_failed", listener=type(listener).__name__, error=repr(error))
+                self._resynchronize(listener)
+
+    def _resynchronize(self, listener: MetadataListener) -> None:
+        try:
+            listener.resynchronize()
+        except Exception as error:
+            self._unsubscribe(listener)
+            _log.error("metadata_listener_dropped", listener=type(listener).__name__, error=repr(error))
+
+    def _load(self, snapshot: StoreSnapshot) -> None:
+        """Everything anew from the store. Listeners heard nothing of a write of unknown outcome: they start over."""
+        before = self._visible
+        self._state = State(snapshot)
+        self._visible = VisibleIndex(snapshot)
+        change = self._visible.changes_since(before)
+        for listener in tuple(self._listeners):
+            self._resynchronize(listener)
+        if change.upserted or change.deleted:
+            self._tell(lambda listener: listener.topics_changed(change))
+
+    # --- groups -----------------------------------------------------------------------------------------
+
+    async def join_group(self, join: JoinGroup) -> JoinGroupAnswer:
+        return await self._groups.join_group(join)
+
+    async def sync_group(self, sync: SyncGroup) -> SyncGroupAnswer:
+        return await self._groups.sync_group(sync)
+
+    async def heartbeat(
+        self, group_id: str, generation_id: int, member_id: str, group_instance_id: str | None
+    ) -> Refusal | None:
+        return await self._groups.heartbeat(group_id, generation_id, member_id, group_instance_id)
+
+    async def leave_group(self, group_id: str, members: Sequence[LeavingMember]) -> list[Refusal | None]:
+        return await self._groups.leave_group(group_id, members)
+
+    async def commit_offsets(self, commit: OffsetCommit) -> OffsetCommitAnswer:
+        return await self._groups.commit_offsets(commit)
+
+    async def fetch_offsets(
+        self, group_id: str, partitions: Sequence[tuple[TopicId, int]] | None
+    ) -> list[OffsetRecord]:
+        return await self._groups.fetch_offsets(group_id, partitions)
+
+    async def describe_groups(self, group_ids: Sequence[str]) -> list[GroupDescription]:
+        return await self._groups.describe_groups(group_ids)
+
+    async def list_groups(self) -> list[GroupDescription]:
+        return await self._groups.list_groups()
+
+    async def delete_group(self, group_id: str) -> Refusal | None:
+        return await self._groups.delete_group(group_id)
+
+    async def group_lags(self) -> list[GroupLag]:
+        return await self._groups.group_lags()
+
+
+def _check_configs(configs: dict[str, str]) -> None:
+    """:raises Refused: INVALID_CONFIG, with Kafka's words."""
+    try:
+        validate_topic_configs(configs)
+    except ValueError as error:
+        raise Refused(Refusal.INVALID_CONFIG, str(error)) from error
