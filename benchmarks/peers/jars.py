@@ -16,10 +16,8 @@ class Unavailable(Exception):
 
 
 def fetch(pom: Path, folder: Path) -> Path:
-    """Every runtime dependency of ``pom`` as a jar in ``folder``; nothing to do when that ``pom`` has been fetched already."""
-    stamp = folder / ".pom-sha256"
-    digest = hashlib.sha256(pom.read_bytes()).hexdigest()
-    if stamp.exists() and stamp.read_text() == digest:
+    """Every runtime dependency of ``pom`` as a jar in ``folder``, fetched once for each content of ``pom``."""
+    if fetched(pom, folder):
         return folder
     for program in ("java", "mvn"):
         if shutil.which(program) is None:
@@ -32,11 +30,18 @@ def fetch(pom: Path, folder: Path) -> Path:
     if done.returncode != 0:
         said = [line for line in done.stdout.splitlines() if "ERROR" in line][:1]
         raise Unavailable(f"mvn could not fetch the jars of {pom.relative_to(CHECKOUT)}: {' '.join(said)}")
-    stamp.write_text(digest)
+    _stamp(folder).write_text(_digest(pom))
     return folder
 
 
 def fetched(pom: Path, folder: Path) -> bool:
     """Whether ``folder`` holds the jars that this very ``pom`` names."""
-    stamp = folder / ".pom-sha256"
-    return stamp.exists() and stamp.read_text() == hashlib.sha256(pom.read_bytes()).hexdigest()
+    return _stamp(folder).exists() and _stamp(folder).read_text() == _digest(pom)
+
+
+def _stamp(folder: Path) -> Path:
+    return folder / ".pom-sha256"
+
+
+def _digest(pom: Path) -> str:
+    return hashlib.sha256(pom.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Apache Kafka itself: one KRaft node from Maven Central's jars, for ratios in the same run and as the reference for tests."""
+"""Apache Kafka itself, one KRaft node from Maven Central's jars: the peer of the benchmarks, the reference of the tests."""
 
 from __future__ import annotations
 

