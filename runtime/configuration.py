@@ -100,7 +100,8 @@ def _read_environment() -> Tree:
 
 
 def _guess(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    close = [one for one in sorted(known) if one.endswith(f"_{name.removeprefix(PREFIX)}") or one.endswith(f".{name}")]
+    close += difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
     return f"; did you mean {close[0]}?" if close else ""
 
 

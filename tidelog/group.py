@@ -1,0 +1,195 @@
+"""``tidelog group``: list, describe (members, offsets, lag), and reset offsets."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from tidelog.client import (
+    BOOTSTRAP_DEFAULT,
+    REQUEST_SECONDS,
+    AsJson,
+    Bootstrap,
+    CommandFailed,
+    admin_client,
+    describe_error,
+    failures_reported,
+    results,
+    show_json,
+    show_table,
+)
+from tidelog.topic import partition_offsets
+
+app = typer.Typer(help="List, describe and reset consumer groups.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(metavar="GROUP")]
+
+
+@app.command("list")
+def list_(bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+    """List all consumer groups with their state."""
+    with failures_reported():
+        admin = admin_client(bootstrap)
+        found = results({"groups": admin.list_consumer_groups(request_timeout=REQUEST_SECONDS)})["groups"]
+        if found.errors:
+            raise CommandFailed("; ".join(describe_error(error.args[0]) for error in found.errors))
+    rows = sorted((listing.group_id, listing.state.name.title().replace("_", "")) for listing in found.valid)
+    if as_json:
+        show_json([{"group": group, "state": state} for group, state in rows])
+    else:
+        show_table(("group", "state"), rows)
+
+
+@app.command()
+def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+    """Show a group's members, and its offsets with the lag of every partition."""
+    with failures_reported():
+        admin = admin_client(bootstrap)
+        group = results(admin.describe_consumer_groups([name], request_timeout=REQUEST_SECONDS))[name]
+        committed = _committed(admin, name)
+        state = group.state.name.title().replace("_", "")
+        if state == "Dead" and not committed:
+            raise CommandFailed(f"{name}: there is no such consumer group")
+        rows = _lags(admin, committed)
+    members = [
+        {
+            "member": member.member_id,
+            "instance": member.group_instance_id,
+            "client": member.client_id,
+            "host": member.host,
+            "partitions": [f"{row.topic}[{row.partition}]" for row in member.assignment.topic_partitions],
+        }
+        for member in group.members
+    ]
+    if as_json:
+        show_json(
+            {
+                "group": name,
+                "state": state,
+                "assignor": group.partition_assignor,
+                "members": members,
+                "offsets": rows,
+            }
+        )
+        return
+    print(f"{name}  {state}  {len(members)} members  lag {sum(row['lag'] or 0 for row in rows)}")
+    if members:
+        show_table(list(members[0]), [[*list(row.values())[:-1], " ".join(row["partitions"])] for row in members])
+    if rows:
+        show_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@app.command()
+def reset(
+    name: Name,
+    topic: Annotated[str, typer.Option(help="The topic whose offsets are set.")],
+    partition: Annotated[list[int] | None, typer.Option(help="Only this partition. Repeatable.")] = None,
+    to_earliest: Annotated[bool, typer.Option("--to-earliest", help="To the first record there is.")] = False,
+    to_latest: Annotated[bool, typer.Option("--to-latest", help="To the end.")] = False,
+    to_offset: Annotated[int | None, typer.Option(min=0, help="To this offset.")] = None,
+    to_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="To the first record at or after 2026-01-31T09:00:00Z.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be set.")] = False,
+    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Set a group's committed offsets. The group must have no members."""
+    chosen = [to_earliest, to_latest, to_offset is not None, to_time is not None]
+    if sum(chosen) != 1:
+        raise typer.BadParameter("give exactly one of --to-earliest, --to-latest, --to-offset and --to-time")
+    spec = OffsetSpec.earliest() if to_earliest else OffsetSpec.latest()
+    if to_time is not None:
+        spec = OffsetSpec.for_timestamp(_milliseconds(to_time))
+    with failures_reported():
+        admin = admin_client(bootstrap)
+        partitions = _partitions(admin, topic, partition)
+        first = partition_offsets(admin, topic, partitions, OffsetSpec.earliest())
+        last = partition_offsets(admin, topic, partitions, OffsetSpec.latest())
+        if to_offset is not None:
+            targets = {index: min(max(to_offset, first[index]), last[index]) for index in partitions}
+        else:
+            targets = partition_offsets(admin, topic, partitions, spec)
+            targets = {index: last[index] if offset < 0 else offset for index, offset in targets.items()}
+        before = {(row.topic, row.partition): row.offset for row in _committed(admin, name)}
+        if not dry_run:
+            _commit(admin, name, topic, targets)
+    rows = [
+        {"topic": topic, "partition": index, "before": before.get((topic, index)), "after": offset}
+        for index, offset in sorted(targets.items())
+    ]
+    if as_json:
+        show_json({"group": name, "dry_run": dry_run, "offsets": rows})
+    else:
+        show_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def _committed(admin: AdminClient, group: str) -> list[TopicPartition]:
+    """All committed offsets of the group, sorted."""
+    request = ConsumerGroupTopicPartitions(group)
+    found = results(admin.list_consumer_group_offsets([request], request_timeout=REQUEST_SECONDS))[group]
+    for row in found.topic_partitions:
+        if row.error is not None:
+            raise CommandFailed(f"{row.topic}[{row.partition}]: {describe_error(row.error)}")
+    return sorted(
+        (row for row in found.topic_partitions if row.offset >= 0), key=lambda row: (row.topic, row.partition)
+    )
+
+
+def _lags(admin: AdminClient, committed: list[TopicPartition]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for topic in dict.fromkeys(row.topic for row in committed):
+        mine = [row for row in committed if row.topic == topic]
+        latest = partition_offsets(admin, topic, [row.partition for row in mine], OffsetSpec.latest())
+        rows += [
+            {
+                "topic": topic,
+                "partition": row.partition,
+                "offset": row.offset,
+                "high_watermark": latest[row.partition],
+                "lag": max(0, latest[row.partition] - row.offset),
+            }
+            for row in mine
+        ]
+    return rows
+
+
+def _partitions(admin: AdminClient, topic: str, wanted: list[int] | None) -> list[int]:
+    found = admin.list_topics(timeout=REQUEST_SECONDS).topics.get(topic)
+    if found is None:
+        raise CommandFailed(f"{topic}: there is no such topic")
+    absent = sorted(set(wanted or ()) - set(found.partitions))
+    if absent:
+        raise CommandFailed(f"{topic}: there is no partition {', '.join(map(str, absent))}")
+    return sorted(set(wanted) if wanted else found.partitions)
+
+
+def _commit(admin: AdminClient, group: str, topic: str, targets: dict[int, int]) -> None:
+    rows = [TopicPartition(topic, partition, offset) for partition, offset in targets.items()]
+    request = ConsumerGroupTopicPartitions(group, rows)
+    try:
+        future = admin.alter_consumer_group_offsets([request], request_timeout=REQUEST_SECONDS)[group]
+        answer = future.result(REQUEST_SECONDS)
+    except KafkaException as failure:
+        raise CommandFailed(
+            f"{group}: {describe_error(failure.args[0])} (does the group still have members?)"
+        ) from None
+    problems = [
+        f"{row.topic}[{row.partition}]: {describe_error(row.error)}" for row in answer.topic_partitions if row.error
+    ]
+    if problems:
+        raise CommandFailed("\n".join(problems))
+
+
+def _milliseconds(text: str) -> int:
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not like 2026-01-31T09:00:00Z", param_hint="--to-time") from None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return int(when.timestamp() * 1000)
