@@ -101,7 +101,7 @@ def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX) -> Iterat
 def recompress(batch: Chunk, codec: Codec, bytes_max: int = EXPANDED_BYTES_MAX) -> bytes:
     """A copy of ``batch`` with its records in ``codec``: new length, codec bits and CRC32C.
 
-    The header's record count is trusted. CPU-bound (a millisecond and more): use :func:`recompress_off_loop` on an event loop.
+    The header's record count is trusted. CPU-bound: on an event loop use :func:`recompress_off_loop`.
 
     :raises MalformedRecords: the records cannot be decompressed, or not within ``bytes_max``.
     """

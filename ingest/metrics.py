@@ -56,7 +56,7 @@ class IngestMetrics:
         hedges = Counter(
             "tidelog_ingest_hedges_total",
             "Second PUTs of straggling segments: won, lost (the first was faster), failed (neither worked), "
-            "withheld (over the share allowed).",
+            "withheld (over the share allowed when it was due; it may have been made later).",
             ["outcome"],
             registry=registry,
         )
@@ -71,17 +71,18 @@ class IngestMetrics:
             "Commits asked again because their outcome was unknown.",
             registry=registry,
         )
-        self.objects_discarded = Counter(
+        discards = Counter(
             "tidelog_ingest_objects_discarded_total",
-            "Uploaded objects that no commit references, deleted or left to the orphan sweep.",
+            "Uploaded objects that no commit references: deleted, or left to the orphan sweep.",
             ["outcome"],
             registry=registry,
         )
+        self.objects_discarded = {outcome: discards.labels(outcome) for outcome in ("deleted", "left")}
         self.segments_pending = Gauge(
             "tidelog_ingest_segments_pending",
             "Sealed segments not yet answered (uploading or waiting for their commit).",
             registry=registry,
         )
         self.bytes_pending = Gauge(
-            "tidelog_ingest_pending_bytes", "Bytes of the open and all pending segments.", registry=registry
+            "tidelog_ingest_pending_bytes", "Bytes of sealed segments not yet answered.", registry=registry
         )

@@ -1,0 +1,96 @@
+"""A sealed segment, from seal to settled tickets."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ingest.buffer import Waiter
+from ingest.segment import EncodedSegment
+from ingest.ticket import IngestFailed
+from metadata.model import SegmentCommit, SegmentCommitted
+
+
+class SealedSegment:
+    """Its bytes, who waits for it, and how far it has come. ``waiters`` has one list per extent, in extent order.
+
+    *Settled*: its tickets have their outcomes (and its memory is given back). *Sent*: a commit that names it was asked
+    for at least once, so that only the metadata service knows whether it is committed.
+    """
+
+    __slots__ = (
+        "batch_count",
+        "data_byte_length",
+        "deadline",
+        "encoded",
+        "held_bytes",
+        "record_count",
+        "sealed_at",
+        "segment_key",
+        "sent",
+        "sequence",
+        "settled",
+        "upload",
+        "uploaded_at",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        sequence: int,
+        encoded: EncodedSegment,
+        waiters: list[list[Waiter]],
+        record_count: int,
+        held_bytes: int,
+        sealed_at: float,
+        deadline: float,
+    ) -> None:
+        self.sequence = sequence
+        self.encoded: EncodedSegment | None = encoded
+        self.waiters = waiters
+        self.batch_count = sum(map(len, waiters))
+        self.record_count = record_count
+        self.data_byte_length = encoded.byte_length - len(encoded.ending)
+        self.held_bytes = held_bytes
+        self.sealed_at = sealed_at
+        self.deadline = deadline
+        self.upload: asyncio.Task[None] | None = None
+        self.segment_key: str | None = None
+        self.uploaded_at = sealed_at
+        self.sent = False
+        self.settled = False
+
+    def commit(self) -> SegmentCommit:
+        """What the metadata service is asked for; only while not settled."""
+        assert self.encoded is not None and self.segment_key is not None
+        return SegmentCommit(self.sequence, self.segment_key, self.encoded.byte_length, self.encoded.extents)
+
+    def check_answer(self, answer: SegmentCommitted) -> None:
+        """:raises RuntimeError: the answer is to something else; acknowledging from it could lose records."""
+        shape = [len(waiters) for waiters in self.waiters]
+        if answer.sequence != self.sequence or shape != [len(outcomes) for outcomes in answer.extents]:
+            raise RuntimeError(f"the answer to segment {self.sequence} has another shape than the question")
+
+    def settle(self, answer: SegmentCommitted) -> tuple[int, int]:
+        """Give every batch its own outcome; how many were refused, and how many were duplicates."""
+        refused = duplicate = 0
+        for waiters, outcomes in zip(self.waiters, answer.extents, strict=True):
+            for (ticket, index), outcome in zip(waiters, outcomes, strict=True):
+                if outcome.refusal is not None:
+                    refused += 1
+                elif outcome.duplicate:
+                    duplicate += 1
+                ticket.settle(index, outcome)
+        self._release()
+        return refused, duplicate
+
+    def fail(self, error: IngestFailed) -> None:
+        """Give every batch ``error``."""
+        for waiters in self.waiters:
+            for ticket, index in waiters:
+                ticket.settle(index, error)
+        self._release()
+
+    def _release(self) -> None:
+        self.settled = True
+        self.waiters = []
+        self.encoded = None
