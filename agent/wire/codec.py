@@ -7,7 +7,7 @@ anything but :class:`DecodeError`; leftovers after a body are ignored (librdkafk
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -39,7 +39,7 @@ class EncodedResponse:
     connection is gone. ``byte_length`` is their sum.
     """
 
-    chunks: list[bytes | memoryview]
+    chunks: Sequence[bytes | bytearray | memoryview]
     byte_length: int
     release: Callable[[], None] | None = None
 
@@ -158,3 +158,10 @@ def encode_response(api_key: int, api_version: int, correlation_id: int, body: M
     except (struct.error, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise EncodeError(f"{API_BY_KEY[api_key].name} v{api_version}: {error}") from error
     return response_prefix(api_key, api_version, correlation_id, len(out)) + out
+
+
+@cache
+def has_error_code(api_key: int, api_version: int) -> bool:
+    """Whether an answer of this version has one error code for the whole request."""
+    plan = entity_plan(load_response_schema(api_key, api_version))
+    return any(field.name == "error_code" for field in plan.fields)

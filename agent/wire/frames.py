@@ -36,10 +36,10 @@ class Block:
     """Received bytes that hold one or more whole frames. ``spans`` are (start, end) of each in ``buffer``.
 
     ``open_requests`` counts the requests of it that may still refer to its bytes; its owner counts it down and gives
-    ``byte_length`` back to the budget at zero.
+    ``byte_length`` back to the budget at zero. ``next_span`` and ``arrived_at`` (monotonic seconds) are its owner's.
     """
 
-    __slots__ = ("buffer", "byte_length", "next_span", "open_requests", "spans")
+    __slots__ = ("arrived_at", "buffer", "byte_length", "next_span", "open_requests", "spans")
 
     def __init__(self, buffer: FrameBuffer, spans: list[tuple[int, int]], byte_length: int) -> None:
         self.buffer = buffer
@@ -47,6 +47,7 @@ class Block:
         self.byte_length = byte_length
         self.open_requests = len(spans)
         self.next_span = 0
+        self.arrived_at = 0.0
 
 
 class Scratch:
@@ -83,6 +84,11 @@ class FrameSplitter:
     def mid_frame(self) -> bool:
         """Whether a frame has begun and is not complete."""
         return self._frame is not None or bool(self._head)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Length of the frame that is being received into its own buffer, 0 when there is none."""
+        return 0 if self._frame is None else len(self._frame)
 
     @property
     def received_bytes(self) -> int:

@@ -1,0 +1,256 @@
+"""Produce (key 0), versions 3-12: KIP-98, 110 (zstd), 467 (record errors), 482, 951. Advertised from 0.
+
+No task and no future per request: a request is decoded, validated and appended while its bytes are being received, and
+answered when its ticket settles, each batch with its own base offset.
+
+- ``acks`` 1 waits like ``all``: there are no followers, a batch is durable or it is not acknowledged. ``acks`` 0 gets
+  no answer, and an error closes its connection, as in Kafka. ``timeout_ms`` is not used: the writer has a deadline.
+- Producing does not create topics; Metadata does, as in Kafka.
+- Topics that store something else than was sent (``compression.type``, LogAppendTime) take a slower path, in which the
+  connection's later requests wait so that the order of a partition stays the order of the requests.
+
+Leaves out: transactions (error 53, which clients do not retry), throttling, version 13.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from kio.schema.errors import ErrorCode
+
+from agent.context import Agent
+from agent.errors import error_code, failure_code
+from agent.slots import Slot, SlotOwner
+from agent.topics import TopicView
+from agent.wire.frames import Block
+from agent.wire.produce_codec import (
+    NO_RECORDS,
+    PartitionAck,
+    PartitionRefusal,
+    PartitionSpan,
+    ProduceRequest,
+    RecordError,
+    TopicResults,
+    encode_produce_response,
+)
+from ingest.batch_header import BatchHeader
+from ingest.records import BatchFault, parse_header, validate
+from ingest.rewrite import needs_rewrite, rewrite
+from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
+from metadata.model import BatchCommitted, Refusal
+from storage.store import Chunk
+
+NO_LOG_APPEND_TIME: Final = -1
+ACKS_ERROR: Final = "acks_0_error"
+"""Why a connection is closed that asked for no answers and made an error."""
+
+_FAULT_CODES: Final = {name: int(code) for name, code in ErrorCode.__members__.items()}
+_UNKNOWN_TOPIC: Final = PartitionRefusal(ErrorCode.unknown_topic_or_partition)
+_NO_TRANSACTIONS: Final = PartitionRefusal(
+    ErrorCode.transactional_id_authorization_failed, "Transactions are not supported"
+)
+_INVALID_ACKS: Final = PartitionRefusal(ErrorCode.invalid_required_acks)
+
+_Row = tuple[int, PartitionRefusal] | tuple[int, int, int]
+"""(partition, why not), or (partition, index of its batch in the ticket, log append time in ms or -1)."""
+
+
+@dataclass(slots=True)
+class _Rewrite:
+    """A valid batch whose topic stores something else."""
+
+    batch_index: int
+    rows: list[_Row]
+    row_index: int
+    payload: Chunk
+    header: BatchHeader
+    view: TopicView
+
+
+class ProduceCall(Slot):
+    """One Produce request on its way: :meth:`take_in`, :meth:`rewrite` if there is something to, :meth:`append`."""
+
+    __slots__ = ("_agent", "_batches", "_request", "_rewrites", "_topics")
+
+    def __init__(self, owner: SlotOwner, block: Block, request: ProduceRequest, agent: Agent) -> None:
+        super().__init__(owner, block, agent.metrics.apis[0])
+        self._agent = agent
+        self._request = request
+        self._batches: list[PendingBatch] = []
+        self._rewrites: list[_Rewrite] | None = None
+        self._topics: list[tuple[str, list[_Row]]] = []
+
+    def take_in(self, now_ms: int) -> bool:
+        """Validate every batch. True: :meth:`append` is next; False: :meth:`rewrite` comes before it."""
+        request = self._request
+        if request.acks not in (1, -1, 0):
+            self.refuse(_INVALID_ACKS)
+            return True
+        if request.transactional_id is not None:
+            self.refuse(_NO_TRANSACTIONS)
+            return True
+        assert self.block is not None
+        payloads = memoryview(self.block.buffer)
+        directory = self._agent.topics
+        for name, spans in request.topics:
+            view = directory.by_name(name)
+            rows: list[_Row] = []
+            self._topics.append((name, rows))
+            for span in spans:
+                self._check(view, span, payloads, now_ms, rows)
+        return self._rewrites is None
+
+    def _check(
+        self, view: TopicView | None, span: PartitionSpan, payloads: memoryview, now_ms: int, rows: list[_Row]
+    ) -> None:
+        """Validate one partition's batch and keep either it or its refusal."""
+        partition, start, end = span
+        if view is None or not 0 <= partition < view.partition_count:
+            self._refuse_row(rows, partition, _UNKNOWN_TOPIC)
+            return
+        payload = None if start == NO_RECORDS else payloads[start:end]
+        header = parse_header(payload)
+        if isinstance(header, BatchFault):
+            self._refuse_row(rows, partition, _refusal(header))
+            return
+        assert payload is not None
+        fault = validate(payload, header, view.policy, now_ms, self._request.api_version)
+        if fault is not None:
+            self._refuse_row(rows, partition, _refusal(fault))
+            return
+        batches = self._batches
+        if needs_rewrite(header, view.policy):
+            if self._rewrites is None:
+                self._rewrites = []
+            self._rewrites.append(_Rewrite(len(batches), rows, len(rows), payload, header, view))
+        rows.append((partition, len(batches), NO_LOG_APPEND_TIME))
+        batches.append(
+            PendingBatch(
+                view.topic_id,
+                partition,
+                payload,
+                header.record_count,
+                header.max_timestamp_ms,
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence,
+            )
+        )
+
+    def _refuse_row(self, rows: list[_Row], partition: int, refusal: PartitionRefusal) -> None:
+        rows.append((partition, refusal))
+        self._agent.metrics.refused_batches[ErrorCode(refusal.error_code).name] += 1
+
+    def refuse(self, refusal: PartitionRefusal) -> None:
+        """Answer every partition with ``refusal`` when it comes to :meth:`append`."""
+        self._batches.clear()
+        self._rewrites = None
+        self._topics = [
+            (name, [(partition, refusal) for partition, _, _ in spans]) for name, spans in self._request.topics
+        ]
+        self._agent.metrics.refused_batches[ErrorCode(refusal.error_code).name] += self._request.partition_count
+
+    async def rewrite(self, now_ms: int) -> None:
+        """Recompress and stamp the batches that need it (compression runs in a thread)."""
+        assert self._rewrites is not None
+        refused: set[int] = set()
+        for task in self._rewrites:
+            policy = task.view.policy
+            partition = task.rows[task.row_index][0]
+            rewritten = await rewrite(task.payload, task.header, policy, now_ms)
+            if isinstance(rewritten, BatchFault):
+                task.rows[task.row_index] = (partition, _refusal(rewritten))
+                self._agent.metrics.refused_batches[rewritten.code] += 1
+                refused.add(task.batch_index)
+                continue
+            header = BatchHeader.parse(rewritten)
+            self._batches[task.batch_index] = PendingBatch(
+                task.view.topic_id,
+                partition,
+                rewritten,
+                header.record_count,
+                header.max_timestamp_ms,
+                header.producer_id,
+                header.producer_epoch,
+                header.base_sequence,
+            )
+            if policy.log_append_time:
+                task.rows[task.row_index] = (partition, task.batch_index, now_ms)
+        if refused:
+            self._drop(refused)
+
+    def _drop(self, refused: set[int]) -> None:
+        """Close the gaps that refused batches leave in the numbering."""
+        kept = [index for index in range(len(self._batches)) if index not in refused]
+        renumbered = {old: new for new, old in enumerate(kept)}
+        self._batches = [self._batches[index] for index in kept]
+        for _, rows in self._topics:
+            rows[:] = [(row[0], renumbered[row[1]], row[2]) if len(row) == 3 else row for row in rows]
+
+    def append(self) -> None:
+        """Hand the valid batches to the writer; the request is answered when they have settled."""
+        batches = self._batches
+        if not batches:
+            self._answer(None)
+            return
+        metrics = self._agent.metrics
+        ticket = ProduceTicket(len(batches), self._answer)
+        append = self._agent.writer.append
+        for index, batch in enumerate(batches):
+            metrics.received_records += batch.record_count
+            append(ticket, index, batch)
+        metrics.received_batches += len(batches)
+        self._batches = []
+
+    def _answer(self, ticket: ProduceTicket | None) -> None:
+        has_error = False
+        topics: list[TopicResults] = []
+        for name, rows in self._topics:
+            results: list[PartitionAck | tuple[int, PartitionRefusal]] = []
+            for row in rows:
+                if len(row) == 2:
+                    has_error = True
+                    results.append(row)
+                    continue
+                partition, index, log_append_time_ms = row
+                assert ticket is not None
+                outcome = ticket.outcomes[index]
+                if isinstance(outcome, BatchCommitted) and outcome.refusal is None:
+                    results.append((partition, outcome.base_offset, log_append_time_ms, outcome.log_start_offset))
+                else:
+                    has_error = True
+                    results.append((partition, _commit_refusal(outcome)))
+            topics.append((name, results))
+        request = self._request
+        assert self.api is not None
+        if has_error:
+            self.api.error += 1
+        else:
+            self.api.ok += 1
+        if request.acks != 0:
+            self.answer = encode_produce_response(request.api_version, request.correlation_id, topics)
+        elif has_error:
+            self.closes = ACKS_ERROR
+        else:
+            self.answer = b""
+        self.owner.completed(self)
+
+
+def _refusal(fault: BatchFault) -> PartitionRefusal:
+    return PartitionRefusal(
+        _FAULT_CODES[fault.code],
+        fault.message,
+        tuple(RecordError(error.batch_index, error.message) for error in fault.record_errors),
+    )
+
+
+def _commit_refusal(outcome: BatchCommitted | IngestFailed | None) -> PartitionRefusal:
+    """Why a batch that was taken in is not acknowledged. Versions below 13 know no error about topic ids."""
+    if isinstance(outcome, BatchCommitted):
+        assert outcome.refusal is not None
+        if outcome.refusal is Refusal.UNKNOWN_TOPIC_ID:
+            return _UNKNOWN_TOPIC
+        return PartitionRefusal(error_code(outcome.refusal))
+    assert outcome is not None, "a ticket settles with every outcome filled in"
+    return PartitionRefusal(failure_code(outcome), str(outcome))

@@ -1,0 +1,190 @@
+"""The Kafka listener: accepts connections, sweeps them, and lets go of them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+
+from agent.connection import SHUTDOWN, Connection
+from agent.context import Agent
+from agent.dispatch import HANDLERS, Dispatcher, Handler
+from agent.failure_log import FailureLog
+from agent.wire.frames import Scratch
+from runtime.tasks import Supervisor
+
+BACKLOG: Final = 4096
+"""Connections the kernel holds for us: a fleet of shippers reconnects at once when an agent restarts."""
+OTHER_FILES: Final = 512
+"""File descriptors kept for everything that is not a Kafka connection."""
+SWEEP_SECONDS: Final = 1.0
+_SWEPT_AT_ONCE: Final = 500
+
+_log = structlog.get_logger("tidelog.kafka")
+
+
+class KafkaServer:
+    """One listener and its connections; also what connections share. One event loop.
+
+    :meth:`bind`, :meth:`start`, then :meth:`stop_accepting`, :meth:`drain`, :meth:`close`.
+    """
+
+    def __init__(self, agent: Agent, supervisor: Supervisor, handlers: Mapping[int, Handler] = HANDLERS) -> None:
+        self.agent = agent
+        self.supervisor = supervisor
+        self.limits = agent.settings.connection
+        self.clock = agent.clock
+        self.metrics = agent.metrics
+        self.failures = FailureLog(agent.clock)
+        self.dispatcher = Dispatcher(agent, self.failures, handlers)
+        self.scratch = Scratch()
+        self.coarse_now = agent.clock.monotonic()
+        """Monotonic seconds as of the last sweep: what idle and stall times are measured with."""
+        self._connections: set[Connection] = set()
+        self._due: list[Connection] = []
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self._sweeper: asyncio.Task[None] | None = None
+        self._draining = False
+        self._all_gone: asyncio.Event = asyncio.Event()
+
+    # --- life cycle ---------------------------------------------------------------------------------------
+
+    async def bind(self, host: str, port: int) -> int:
+        """Take the address, without accepting anybody yet; returns the port (useful when ``port`` is 0).
+
+        :raises OSError: the address cannot be bound.
+        """
+        loop = asyncio.get_running_loop()
+        (family, kind, protocol, _, address), *_ = await loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setblocking(False)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+        self._socket = listener
+        return int(listener.getsockname()[1])
+
+    async def start(self) -> None:
+        """Accept connections from now on."""
+        assert self._socket is not None, "bind before start"
+        _raise_file_limit(self.limits.connections_max)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
+        self._socket = None
+        self._sweeper = self.supervisor.start("kafka-sweeper", self._sweep_forever())
+
+    async def stop_accepting(self) -> None:
+        """New clients are refused by the kernel; connections go on. Idempotent."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def drain(self) -> None:
+        """Read no more requests, answer those in flight, close; returns when every connection is gone.
+
+        Long waits (Fetch, JoinGroup, SyncGroup) are cut off. The caller bounds the time: cancelling leaves what is left
+        to :meth:`close`.
+        """
+        await self.stop_accepting()
+        self._draining = True
+        for connection in list(self._connections):
+            connection.leave()
+        if self._connections:
+            await self._all_gone.wait()
+
+    async def close(self) -> None:
+        """Close every connection now. Idempotent."""
+        await self.stop_accepting()
+        self._draining = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in list(self._connections):
+            connection.abort(SHUTDOWN)
+        if self._connections:
+            await self._all_gone.wait()
+
+    # --- what connections call ----------------------------------------------------------------------------
+
+    def admit(self, connection: Connection) -> bool:
+        """Count a new connection in, or say that there are too many."""
+        if self._draining or len(self._connections) >= self.limits.connections_max:
+            self.metrics.connections_rejected += 1
+            self.failures.report("connection_rejected", open=len(self._connections))
+            return False
+        self._connections.add(connection)
+        self._all_gone.clear()
+        self.metrics.connections_accepted += 1
+        self.metrics.connections_open += 1
+        return True
+
+    def gone(self, connection: Connection, reason: str) -> None:
+        """A connection's socket is closed."""
+        if connection not in self._connections:
+            return
+        self._connections.discard(connection)
+        self.metrics.connections_open -= 1
+        self.metrics.connections_closed[reason] += 1
+        if not self._connections:
+            self._all_gone.set()
+
+    def soon(self, connection: Connection) -> None:
+        """Call ``connection.run_due`` in the loop's next turn: answers that become ready together leave together."""
+        self._due.append(connection)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._run_due)
+
+    def _run_due(self) -> None:
+        due, self._due = self._due, []
+        for connection in due:
+            try:
+                connection.run_due()
+            except Exception as error:  # one connection's trouble must not keep the others' answers back
+                self.failures.report("connection_failed", error)
+                connection.abort("failed")
+
+    # --- time ---------------------------------------------------------------------------------------------
+
+    async def _sweep_forever(self) -> None:
+        """The one timer of all connections."""
+        limits = self.limits
+        shortest_ms = min(limits.idle_ms, limits.frame_ms, limits.write_stall_ms)
+        period = min(SWEEP_SECONDS, shortest_ms / 4000)
+        while True:
+            await self.clock.sleep(period)
+            self.coarse_now = self.clock.monotonic()
+            self.failures.sweep()
+            for index, connection in enumerate(list(self._connections)):
+                if index % _SWEPT_AT_ONCE == _SWEPT_AT_ONCE - 1:
+                    await asyncio.sleep(0)
+                connection.sweep(self.coarse_now)
+
+
+def _raise_file_limit(connections_max: int) -> None:
+    """Let this process have a file descriptor per connection, or say that it cannot."""
+    wanted = connections_max + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        _log.warning(
+            "few_file_descriptors",
+            allowed=allowed,
+            wanted=wanted,
+            hint="raise ulimit -n, or lower connection.connections_max",
+        )
