@@ -22,7 +22,6 @@ from agent.handlers import (
     find_coordinator,
     heartbeat,
     incremental_alter_configs,
-    incremental_alter_configs,
     init_producer_id,
     join_group,
     leave_group,
