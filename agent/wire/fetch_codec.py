@@ -19,7 +19,7 @@ SESSION_SINCE = 7
 COPY_BELOW_BYTES = 2_048
 """Records smaller than this are copied between the fields around them: cheaper than one more piece to send."""
 
-Chunk = bytes | bytearray | memoryview
+Chunk = bytes | memoryview
 
 
 class PartitionRow(NamedTuple):
