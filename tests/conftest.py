@@ -13,7 +13,14 @@ from benchmarks.peers.kafka import Kafka
 from tests.support.cluster import TidelogProcess
 
 REFERENCE = "TIDELOG_TEST_REFERENCE"
-"""Set to ``kafka`` (or the address of one) to run the client tests against Apache Kafka: what they expect must hold there too."""
+"""``kafka`` (or the address of one): run the client tests against Apache Kafka, where what they expect must hold too."""
+
+
+
+def on_reference() -> bool:
+    """Whether the shared broker is Apache Kafka: for the few things that it has and Tidelog says it has not."""
+    return bool(os.environ.get(REFERENCE))
+
 
 FAST_SETTINGS = {
     "INGEST__LINGER_MS": "10",

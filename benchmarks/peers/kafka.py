@@ -1,4 +1,4 @@
-"""Apache Kafka itself, one KRaft node from Maven Central's jars: the peer of the benchmarks, the reference of the tests."""
+"""Apache Kafka itself, one KRaft node from the jars of Maven Central: peer of the benchmarks, reference of the tests."""
 
 from __future__ import annotations
 

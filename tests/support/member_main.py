@@ -1,4 +1,4 @@
-"""One member of a consumer group in a process of its own, so that a test can kill it: ``python -m tests.support.member_main``.
+"""One member of a consumer group as a process that a test can kill: ``python -m tests.support.member_main``.
 
 Writes one JSON line for each change of its assignment (``{"assigned": [...]}``, ``{"revoked": [...]}``), each record
 (``{"record": [partition, offset, value]}``) and each error (``{"error": "..."}``). SIGTERM makes it leave the group.

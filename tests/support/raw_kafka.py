@@ -1,4 +1,4 @@
-"""A bare Kafka connection: one blocking socket, kio's entities, no retries, no pipelining limits. For tests of the wire itself."""
+"""A bare Kafka connection for tests of the wire: one blocking socket, kio's entities, no retries, no limits."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def _binary() -> str | None:
 
 def installed() -> bool:
     """Whether rsyslogd and both Kafka modules are there."""
-    folders = list(Path("/usr/lib").glob("*/rsyslog")) + [Path("/usr/lib/rsyslog"), Path("/usr/lib64/rsyslog")]
+    folders = [*Path("/usr/lib").glob("*/rsyslog"), Path("/usr/lib/rsyslog"), Path("/usr/lib64/rsyslog")]
     return _binary() is not None and any(
         (folder / "omkafka.so").exists() and (folder / "imkafka.so").exists() for folder in folders
     )

@@ -1,0 +1,208 @@
+"""Builders, a faulty store and a transport-like client for tests of the metadata service."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from metadata.client import MetadataClient
+from metadata.metrics import MetadataMetrics
+from metadata.model import (
+    AgentRegistration,
+    BatchDraft,
+    Extent,
+    ExtentDraft,
+    SegmentCommit,
+    Topic,
+    TopicId,
+    TopicsChanged,
+)
+from metadata.service import MetadataService
+from metadata.store.port import Change, MetadataStore, StoreSnapshot, StoreUnavailable
+from runtime.clock import SeededEntropy, SystemClock
+from runtime.settings import GroupSettings, TopicSettings
+from runtime.tasks import Supervisor
+
+EMPTY = StoreSnapshot("cluster", (), (), (), (), (), {}, (), {})
+
+
+def topic_id(number: int) -> TopicId:
+    return number.to_bytes(16, "big")
+
+
+def topic(number: int = 1, partition_count: int = 2, name: str | None = None) -> Topic:
+    return Topic(topic_id(number), name or f"topic-{number}", partition_count, {}, 1_000)
+
+
+def registration(agent_uid: str = "agent-1") -> AgentRegistration:
+    return AgentRegistration(agent_uid, "zone-a", "default", "127.0.0.1", 9092, "0.1.0")
+
+
+def batch(
+    records: int = 1,
+    *,
+    size: int = 100,
+    timestamp: int = 1_000,
+    producer: int = -1,
+    epoch: int = -1,
+    sequence: int = -1,
+) -> BatchDraft:
+    return BatchDraft(size, records, timestamp, producer, epoch, sequence)
+
+
+def segment(sequence: int, *drafts: tuple[TopicId, int, Sequence[BatchDraft]], key: str | None = None) -> SegmentCommit:
+    """The drafts' batches lie back to back from byte 0 on."""
+    position = 0
+    extents = []
+    for draft_topic, partition, batches in drafts:
+        extents.append(ExtentDraft(draft_topic, partition, position, tuple(batches)))
+        position += sum(each.byte_length for each in batches)
+    return SegmentCommit(sequence, key or f"segments/{sequence}", position, tuple(extents))
+
+
+def extent(
+    base: int,
+    last: int,
+    *,
+    partition: int = 0,
+    key: str = "segments/1",
+    size: int = 100,
+    timestamp: int = 1_000,
+    of: TopicId | None = None,
+    position: int = 0,
+) -> Extent:
+    return Extent(of or topic_id(1), partition, base, last, key, position, size, timestamp, 5_000)
+
+
+class SettableClock(SystemClock):
+    """The wall clock stands still where a test puts it; durations and sleeps are real."""
+
+    def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
+        self.wall_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self.wall_ms
+
+
+class FaultyMetadataStore:
+    """Passes everything on to ``inner`` until told to fail or to hold writes back."""
+
+    def __init__(self, inner: MetadataStore) -> None:
+        self._inner = inner
+        self.writes: list[list[Change]] = []
+        """The changes of each write that was begun."""
+        self.fail_before = 0
+        """So many writes fail without effect."""
+        self.fail_after = 0
+        """So many writes take effect and fail."""
+        self.unreadable = 0
+        """So many reloads fail."""
+        self.gate: asyncio.Event | None = None
+        """Writes wait for it before they have any effect."""
+
+    async def open(self, new_cluster_id: str) -> StoreSnapshot:
+        return await self._inner.open(new_cluster_id)
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        self.writes.append(list(changes))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fail_before:
+            self.fail_before -= 1
+            raise StoreUnavailable("planted: before effect")
+        await self._inner.write(changes)
+        if self.fail_after:
+            self.fail_after -= 1
+            raise StoreUnavailable("planted: after effect")
+
+    async def reload(self) -> StoreSnapshot:
+        if self.unreadable:
+            self.unreadable -= 1
+            raise StoreUnavailable("planted: unreadable")
+        return await self._inner.reload()
+
+    async def find_extents(
+        self, topic_id: TopicId, partition: int, offset: int, byte_max: int, before_offset: int
+    ) -> list[Extent]:
+        return await self._inner.find_extents(topic_id, partition, offset, byte_max, before_offset)
+
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        return await self._inner.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+class RoundTripClient:
+    """Calls the service with arguments, and answers with results, that travelled through MessagePack."""
+
+    def __init__(self, service: MetadataService) -> None:
+        self.service = service
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.service, name)
+        if name == "subscribe":
+            return method
+        declared = getattr(MetadataClient, name)
+        hints = typing.get_type_hints(declared)
+        parameters = [parameter for parameter in inspect.signature(declared).parameters if parameter != "self"]
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            bound = inspect.signature(method).bind(*args, **kwargs).arguments
+            sent = {key: travel(value, hints[key]) for key, value in bound.items()}
+            return travel(await method(*[sent[key] for key in parameters if key in sent]), hints["return"])
+
+        return call
+
+
+def travel(value: Any, kind: Any) -> Any:
+    """``value`` as the other end of a transport gets it."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value), type=kind)
+
+
+class Recorder:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def topics_changed(self, change: TopicsChanged) -> None:
+        self.heard.append(change)
+
+    def extents_committed(self, extents: Sequence[Extent]) -> None:
+        self.heard.extend(extents)
+
+    def resynchronize(self) -> None:
+        self.heard.append("resynchronize")
+
+
+@asynccontextmanager
+async def running_service(
+    store: MetadataStore, clock: SystemClock | None = None, entropy_seed: int = 1, topics: TopicSettings | None = None
+) -> AsyncIterator[MetadataService]:
+    """A started service; stopped at the end, the store closed with it."""
+    failures: list[BaseException] = []
+    supervisor = Supervisor(lambda _name, error: failures.append(error))
+    service = MetadataService(
+        store,
+        clock or SettableClock(),
+        SeededEntropy(entropy_seed),
+        supervisor,
+        MetadataMetrics(CollectorRegistry()),
+        GroupSettings(),
+        topics or TopicSettings(),
+    )
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+        await supervisor.stop()
+    assert not failures, failures
