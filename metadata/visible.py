@@ -37,7 +37,7 @@ class VisiblePartition:
         return self.newest[0].base_offset if self.newest else self.high_watermark
 
     def find(self, offset: int, byte_max: int, count_max: int = EXTENTS_FOUND_MAX) -> list[Extent] | None:
-        """Extents from the one that holds ``offset`` on, until they sum to ``byte_max``; None when memory begins later."""
+        """Extents from the one that holds ``offset`` on, until they sum to ``byte_max``; None: memory begins later."""
         newest = self.newest
         if not newest or offset < newest[0].base_offset:
             return None
