@@ -14,6 +14,7 @@ from agent.connection import SHUTDOWN, Connection
 from agent.context import Agent
 from agent.dispatch import HANDLERS, Dispatcher, Handler
 from agent.failure_log import FailureLog
+from agent.wire.codec import warm_up
 from agent.wire.frames import Scratch
 from runtime.tasks import Supervisor
 
@@ -22,6 +23,7 @@ BACKLOG: Final = 4096
 OTHER_FILES: Final = 512
 """File descriptors kept for everything that is not a Kafka connection."""
 SWEEP_SECONDS: Final = 1.0
+WARM_UP_PAUSE_SECONDS: Final = 0.002
 _SWEPT_AT_ONCE: Final = 500
 
 _log = structlog.get_logger("tidelog.kafka")
@@ -82,6 +84,7 @@ class KafkaServer:
         self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
         self._socket = None
         self._sweeper = self.supervisor.start("kafka-sweeper", self._sweep_forever())
+        self.supervisor.start("kafka-codec-warm-up", self._warm_up())
 
     async def stop_accepting(self) -> None:
         """New clients are refused by the kernel; connections go on. Idempotent."""
@@ -155,6 +158,11 @@ class KafkaServer:
             except Exception as error:  # one connection's trouble must not keep the others' answers back
                 self.failures.report("connection_failed", error)
                 connection.abort("failed")
+
+    async def _warm_up(self) -> None:
+        """Compile the codec while nothing else is to do: a first request should not wait for it."""
+        for _ in warm_up():
+            await self.clock.sleep(WARM_UP_PAUSE_SECONDS)
 
     # --- time ---------------------------------------------------------------------------------------------
 

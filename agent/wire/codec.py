@@ -7,7 +7,7 @@ anything but :class:`DecodeError`; leftovers after a body are ignored (librdkafk
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -16,7 +16,7 @@ from kio.index import load_request_schema, load_response_schema
 from kio.serial import entity_reader
 from kio.static.constants import EntityType
 
-from agent.wire.apis import API_BY_KEY, API_VERSIONS
+from agent.wire.apis import API_BY_KEY, API_VERSIONS, APIS, FETCH, PRODUCE
 from agent.wire.encode import Writer, entity_encoder, name_tree
 from agent.wire.errors import DecodeError, EncodeError
 from agent.wire.frames import FrameBuffer
@@ -158,6 +158,25 @@ def encode_response(api_key: int, api_version: int, correlation_id: int, body: M
     except (struct.error, TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise EncodeError(f"{API_BY_KEY[api_key].name} v{api_version}: {error}") from error
     return response_prefix(api_key, api_version, correlation_id, len(out)) + out
+
+
+def warm_up() -> Iterator[None]:
+    """Load and compile what the first request of each version would otherwise wait for (a second altogether), in steps
+    of a few milliseconds: go on after each when the event loop has time."""
+    for api in APIS:
+        served = range(api.served_min, api.max_version + 1)
+        if api.key == PRODUCE:
+            continue
+        for version in served:
+            _request_decoder(api.key, version)
+            yield
+        for version in versions_of(api.key, EntityType.response):
+            entity_plan(load_response_schema(api.key, version))
+            yield
+        if api.key != FETCH:
+            for version in served:
+                _response_encoder(api.key, version)
+                yield
 
 
 @cache
