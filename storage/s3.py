@@ -2,7 +2,8 @@
 
 A put is one request: ``If-None-Match: *`` (an object is never overwritten) and our own CRC32C
 (``x-amz-checksum-crc32c``), which the server verifies and keeps. Measured with aiobotocore's defaults an
-8 MiB PUT hashes its payload twice; both are off. There are no retries here: see :mod:`storage.retry`.
+8 MiB PUT hashes its payload twice; both are off. There are no retries here (see :mod:`storage.retry`), but for
+one: aiohttp sends a small request again when a pooled connection turns out to be closed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 from crc32c import crc32c as crc32c_of
@@ -176,7 +178,10 @@ class S3Store:
                 return b""
             raise
         async with answer["Body"] as stream:
-            data: bytes = await stream.read()
+            try:
+                data: bytes = await stream.read()
+            except (ClientPayloadError, RuntimeError) as error:  # aiohttp's; RuntimeError: closed before the first read
+                raise StorageUnavailable(f"get {key}: the connection broke within the body: {error}") from error
         if len(data) != answer["ContentLength"]:
             raise StorageUnavailable(f"get {key}: {len(data)} of {answer['ContentLength']} bytes arrived")
         if length is not None and len(data) > length:
@@ -232,7 +237,6 @@ class S3Store:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
             tcp_keepalive=True,
-            warm_up_loader_caches=True,
             s3={
                 "payload_signing_enabled": False,
                 "addressing_style": "path" if self._where.path_style else "auto",

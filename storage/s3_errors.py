@@ -64,7 +64,7 @@ def storage_error(operation: str, key: str, error: Exception) -> StorageError:
 def error_of_answer(what: str, status: int, code: str, message: str) -> StorageError:
     """Our error for what S3 answered."""
     text = f"{what}: {code or status} {message}".rstrip()
-    if code in THROTTLING or status == 429:
+    if code in THROTTLING or status == 429 or code == "503":  # a HEAD's 503 cannot say SlowDown
         return StorageThrottled(text)
     if code in CHECKSUM or (code == "InvalidRequest" and "checksum" in message.lower()):
         return ChecksumMismatch(text)
