@@ -10,12 +10,14 @@ from botocore.exceptions import (
     EndpointConnectionError,
     HTTPClientError,
     InvalidRegionError,
+    MetadataRetrievalError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
     ReadTimeoutError,
     SSLError,
 )
+from botocore.exceptions import ConnectionError as ConnectError
 
 from storage.store import (
     ChecksumMismatch,
@@ -34,6 +36,8 @@ TRANSIENT = frozenset(
     {"RequestTimeout", "InternalError", "ConditionalRequestConflict", "OperationAborted", "IncompleteBody"}
 )
 CHECKSUM = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
+TRANSIENT_ERRORS = (ConnectError, HTTPClientError, CredentialRetrievalError, MetadataRetrievalError, OSError)
+"""Credential and metadata retrieval fail so when the instance's metadata service does not answer in time."""
 CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError, ProfileNotFound)
 
 
@@ -54,7 +58,7 @@ def storage_error(operation: str, key: str, error: Exception) -> StorageError:
         return StorageUnavailable(f"{what}: no answer in time")
     if isinstance(error, SSLError):
         return StorageRefused(f"{what}: {error}")
-    if isinstance(error, (HTTPClientError, OSError)):
+    if isinstance(error, TRANSIENT_ERRORS):
         return StorageUnavailable(f"{what}: {error}")
     if isinstance(error, BotoCoreError):
         return StorageRefused(f"{what}: {error}")

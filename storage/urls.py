@@ -89,7 +89,11 @@ def _s3(url: str, bucket: str, path: str, options: dict[str, str]) -> S3Url:
     endpoint = options.get("endpoint")
     if endpoint is not None:
         where = urlsplit(endpoint)
-        if where.scheme not in ("http", "https") or not where.hostname or where.username is not None:
+        if where.username is not None:
+            raise StorageUrlError(
+                f"storage s3://{bucket}: no credentials in the endpoint; use AWS_ACCESS_KEY_ID or a role"
+            )
+        if where.scheme not in ("http", "https") or not where.hostname:
             raise StorageUrlError(f"storage {url!r}: endpoint must be http://host:port or https://host:port")
     path_style = options.get("path_style", "true" if endpoint is not None else "false").lower()
     if path_style not in ("true", "false"):
