@@ -261,18 +261,16 @@ class Committer:
         now = self._clock.monotonic()
         # A copy: a producer that hears of the failure may send, and so seal and queue, at once.
         for segment in list(self._queue):
-            if segment.settled:
-                continue
-            if segment.deadline > now:
-                if self._expiry is None:
-                    self._arm_expiry(segment.deadline)
-                break
-            _log.error("segment_expired", sequence=segment.sequence, sent=segment.sent, key=segment.segment_key)
-            self._fail(
-                segment,
-                IngestFailed("segment was not stored and committed in time"),
-                "unresolved" if segment.sent else "failed",
-            )
-            if segment.segment_key is not None and not segment.sent:
-                self._discard([segment.segment_key])
-            self._wake_at(segment)
+            if not segment.settled and segment.deadline <= now:
+                self._expire_segment(segment)
+        if self.unsettled:
+            self._disarm_expiry()
+            self._arm_expiry(min(segment.deadline for segment in self._queue if not segment.settled))
+
+    def _expire_segment(self, segment: SealedSegment) -> None:
+        _log.error("segment_expired", sequence=segment.sequence, sent=segment.sent, key=segment.segment_key)
+        error = IngestFailed("segment was not stored and committed in time")
+        self._fail(segment, error, "unresolved" if segment.sent else "failed")
+        if segment.segment_key is not None and not segment.sent:
+            self._discard([segment.segment_key])
+        self._wake_at(segment)

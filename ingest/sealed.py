@@ -19,8 +19,8 @@ class SealedSegment:
 
     __slots__ = (
         "batch_count",
+        "commit_deadline",
         "data_byte_length",
-        "deadline",
         "encoded",
         "held_bytes",
         "record_count",
@@ -30,6 +30,7 @@ class SealedSegment:
         "sequence",
         "settled",
         "upload",
+        "upload_deadline",
         "uploaded_at",
         "waiters",
     )
@@ -42,7 +43,8 @@ class SealedSegment:
         record_count: int,
         held_bytes: int,
         sealed_at: float,
-        deadline: float,
+        upload_deadline: float,
+        commit_deadline: float,
     ) -> None:
         self.sequence = sequence
         self.encoded: EncodedSegment | None = encoded
@@ -52,12 +54,18 @@ class SealedSegment:
         self.data_byte_length = encoded.byte_length - len(encoded.ending)
         self.held_bytes = held_bytes
         self.sealed_at = sealed_at
-        self.deadline = deadline
+        self.upload_deadline = upload_deadline
+        self.commit_deadline = commit_deadline
         self.upload: asyncio.Task[None] | None = None
         self.segment_key: str | None = None
         self.uploaded_at = sealed_at
         self.sent = False
         self.settled = False
+
+    @property
+    def deadline(self) -> float:
+        """By when (the clock's monotonic seconds) the stage it is in must end."""
+        return self.upload_deadline if self.segment_key is None else self.commit_deadline
 
     def commit(self) -> SegmentCommit:
         """What the metadata service is asked for; only while not settled."""

@@ -57,6 +57,7 @@ class Uploader:
         self._hedge_credit = min(1.0, HEDGE_CREDIT_MAX * self._hedge_share)
         self._discarded: list[str] = []
         self._discarding: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self.failure: str | None = None
         """Why the latest upload attempt that ended did so; None when it worked."""
 
@@ -122,7 +123,9 @@ class Uploader:
         """Cancel what still runs, and discard the losers once their outcomes are known; the winner does not wait."""
         if puts.running:
             puts.cancel()
-            self._supervisor.start("ingest-puts-end", self._discard_ended(puts))
+            ending = self._supervisor.start("ingest-puts-end", self._discard_ended(puts))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
         else:
             self.discard(puts.leftover)
 
@@ -155,14 +158,19 @@ class Uploader:
 
     async def drain(self) -> None:
         """Return when nothing is left to delete."""
-        while self._discarding is not None:
-            await asyncio.wait({self._discarding})
+        while tasks := self._tasks():
+            await asyncio.wait(tasks)
 
     async def stop(self) -> None:
         """Give up deleting: what is left is for the orphan sweep."""
-        if self._discarding is not None:
-            self._discarding.cancel()
-            await asyncio.wait({self._discarding})
+        tasks = self._tasks()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _tasks(self) -> set[asyncio.Task[None]]:
+        return self._ending if self._discarding is None else {*self._ending, self._discarding}
 
 
 class _Puts:

@@ -34,6 +34,10 @@ __all__ = ["SegmentSink", "SegmentWriter"]
 _CHARGED_BATCHES = 64
 """The budget hears of batch overheads so many at a time."""
 
+_UPLOAD_SHARE = 0.75
+"""An upload is given up after this share of a segment's deadline, so that what was sealed with it, is durable and waits
+behind it for its turn, still has time for its commit."""
+
 _log = structlog.get_logger("tidelog.ingest")
 
 
@@ -130,6 +134,8 @@ class SegmentWriter:
             if self._open is not None:
                 self._seal(self._open, SealReason.DRAIN)
             await self._committer.wait_settled()
+        if self._uploads:
+            await asyncio.wait(self._uploads)
         await self._uploader.drain()
 
     async def stop(self) -> None:
@@ -170,6 +176,7 @@ class SegmentWriter:
         kept_bytes = encoded.copied_bytes + len(encoded.ending)
         self._budget.take("segment", kept_bytes)
         now = self._clock.monotonic()
+        seconds = self._settings.upload_deadline_ms / 1000
         sealed = SealedSegment(
             self._sequence,
             encoded,
@@ -177,7 +184,8 @@ class SegmentWriter:
             segment.record_count,
             segment.charged_batches * BATCH_OVERHEAD_BYTES + kept_bytes,
             now,
-            now + self._settings.upload_deadline_ms / 1000,
+            now + seconds * _UPLOAD_SHARE,
+            now + seconds,
         )
         self._sequence += 1
         self._metrics.seals[reason].inc()
