@@ -1,0 +1,256 @@
+"""Starts the demo's processes in order, watches them, stops them in order, and checks that every line came out."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from confluent_kafka.admin import NewTopic
+from rich.console import Console
+
+from runtime.clock import Clock, SystemClock
+from tidelog.client import CommandFailed, admin_client, results
+from tidelog.demo.lines import LogLines, Replay, find_lines
+from tidelog.demo.processes import free_ports, shipper, tidelog
+from tidelog.demo.screen import Figures, Screen, mebibytes, milliseconds, open_screen
+from tidelog.demo.tail import GROUP, Latencies, Tail
+
+TOPIC = "logs"
+PARTITIONS = 4
+MEMBERS = 2
+READY_SECONDS = 30.0
+ASSIGNED_SECONDS = 30.0
+DRAIN_SECONDS = 30.0
+STOP_SECONDS = 40.0
+WIND_DOWN_SECONDS = 3.0
+"""Set aside of the whole for draining and stopping."""
+TICK_SECONDS = 0.25
+
+
+class DemoFailed(Exception):
+    """The message is the reason, for the user."""
+
+
+def run(seconds: float, rate: int) -> int:
+    """Run for about ``seconds``, shipping ``rate`` lines a second; 0 when every line came out and all stopped well."""
+    console = Console()
+    folder = Path(tempfile.mkdtemp(prefix="tidelog-demo-"))
+    stopping = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    demo = _Demo(folder, seconds, rate, SystemClock(), stopping, console)
+    try:
+        summary = demo.run()
+    except (DemoFailed, CommandFailed) as failure:
+        console.print(f"The demo failed: {failure}", soft_wrap=True, markup=False, highlight=False, style="red")
+        return 1
+    finally:
+        demo.clean_up()
+        shutil.rmtree(folder, ignore_errors=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    console.print(summary, soft_wrap=True, markup=False, highlight=False)
+    return 0
+
+
+class _Demo:
+    def __init__(
+        self, folder: Path, seconds: float, rate: int, clock: Clock, stopping: threading.Event, console: Console
+    ) -> None:
+        self._clock = clock
+        self._began = clock.monotonic()
+        self._seconds = seconds
+        self._stopping = stopping
+        self._pause = threading.Event()
+        """Never set: waits that Ctrl-C does not cut short."""
+        self._console = console
+        kafka_port, http_port = free_ports(2)
+        self._kafka, self._http = f"127.0.0.1:{kafka_port}", f"127.0.0.1:{http_port}"
+        self._source: LogLines = find_lines()
+        log_file = folder / "replayed.log"
+        self._replay = Replay(log_file, self._source.lines, rate, clock)
+        self._tidelog = tidelog(folder, self._kafka, self._http)
+        self._shipper = shipper(folder, log_file, TOPIC, self._kafka)
+        self._tail = Tail(self._kafka, TOPIC, MEMBERS, clock)
+        self._folder = folder
+        self._rate = rate
+        self._previous = (0.0, 0, 0)
+        self._shown_latencies = Latencies()
+
+    def run(self) -> str:
+        """The summary. :raises DemoFailed: with the first reason."""
+        facts = {
+            "replaying": f"{self._source.source}, {self._rate:,} lines/s",
+            "shipper": self._shipper.name,
+            "tidelog": f"Kafka {self._kafka}, metrics http://{self._http}/metrics, data in {self._folder / 'data'}",
+            "reader": f"consumer group {GROUP!r}, {MEMBERS} members (confluent-kafka)",
+        }
+        with open_screen(self._console, facts) as screen:
+            self._start(screen)
+            self._watch(screen)
+            figures = self._drain(screen)
+        self._stop()
+        return self._summary(figures)
+
+    def clean_up(self) -> None:
+        """End whatever still runs, whatever happened."""
+        with contextlib.suppress(RuntimeError):  # it was never started
+            self._replay.stop()
+        self._shipper.kill()
+        self._tidelog.kill()
+        self._tail.stop()
+
+    def _elapsed(self) -> float:
+        return self._clock.monotonic() - self._began
+
+    def _start(self, screen: Screen) -> None:
+        try:
+            self._tidelog.start()
+        except OSError as error:
+            raise DemoFailed(f"tidelog cannot be started: {error}") from None
+        self._wait("tidelog to be ready", READY_SECONDS, self._is_ready)
+        screen.say(f"{self._elapsed():5.1f} s tidelog is ready")
+        admin = admin_client(self._kafka)
+        results(admin.create_topics([NewTopic(TOPIC, PARTITIONS)]))
+        self._tail.start()
+        self._wait(
+            "the consumer group to get its partitions",
+            ASSIGNED_SECONDS,
+            lambda: self._tail.partitions_assigned() == PARTITIONS,
+        )
+        screen.say(f"{self._elapsed():5.1f} s the consumer group has its {PARTITIONS} partitions")
+        self._replay.start()
+        try:
+            self._shipper.start()
+        except OSError as error:
+            raise DemoFailed(f"{self._shipper.name} cannot be started: {error}") from None
+
+    def _wait(self, what: str, seconds: float, is_done: Callable[[], bool]) -> None:
+        deadline = self._clock.monotonic() + seconds
+        while not is_done():
+            self._check()
+            if self._clock.monotonic() > deadline:
+                raise DemoFailed(f"waited {seconds:g} s for {what}\n{self._tidelog.log_tail()}")
+            if self._stopping.wait(0.05):
+                raise DemoFailed(f"stopped while waiting for {what}")
+
+    def _check(self) -> None:
+        for problem in (
+            self._tidelog.problem(),
+            self._shipper.problem(),
+            self._tail.problem,
+            self._replay.problem,
+        ):
+            if problem is not None:
+                raise DemoFailed(problem)
+
+    def _watch(self, screen: Screen) -> None:
+        """Ship until it is time to wind down, or somebody presses Ctrl-C."""
+        end = self._began + self._seconds - WIND_DOWN_SECONDS
+        while self._clock.monotonic() < end and not self._stopping.wait(TICK_SECONDS):
+            self._check()
+            screen.show(self._figures("shipping"))
+
+    def _drain(self, screen: Screen) -> Figures:
+        """No more lines; wait until all have come out."""
+        self._replay.stop()
+        written, received = self._replay.written, self._tail.lines
+        deadline = self._clock.monotonic() + DRAIN_SECONDS
+        while received.count < written.count:
+            self._check()
+            if self._clock.monotonic() > deadline:
+                raise DemoFailed(
+                    f"{written.count - received.count:,} of {written.count:,} lines did not come out within "
+                    f"{DRAIN_SECONDS:g} s\nshipper:\n{self._shipper.log_tail()}\ntidelog:\n{self._tidelog.log_tail()}"
+                )
+            screen.show(self._figures("draining"))
+            self._pause.wait(TICK_SECONDS)
+        if not written.count:
+            raise DemoFailed("no line was shipped: give it more seconds")
+        if (received.count, received.checksum) != (written.count, written.checksum):
+            raise DemoFailed(f"{received.count:,} lines came out, but their checksum is not that of the lines written")
+        figures = self._figures("done")
+        screen.show(figures)
+        return figures
+
+    def _stop(self) -> None:
+        """In order: the readers commit and leave, the shipper flushes, Tidelog drains."""
+        self._tail.stop()
+        self._check()
+        for child in (self._shipper, self._tidelog):
+            problem = child.stop(STOP_SECONDS)
+            if problem is not None:
+                raise DemoFailed(problem)
+
+    def _figures(self, phase: str) -> Figures:
+        metrics = self._scrape()
+        elapsed = self._elapsed()
+        lines_in, lines_out = self._replay.written.count, self._tail.lines.count
+        before, before_in, before_out = self._previous
+        seconds = max(elapsed - before, 1e-6)
+        self._previous = (elapsed, lines_in, lines_out)
+        recent = self._tail.take_recent()
+        if recent.count:
+            self._shown_latencies = recent
+        shown = self._tail.latencies if phase == "done" else self._shown_latencies
+        lag = metrics.get(f'tidelog_group_lag_records{{group="{GROUP}",topic="{TOPIC}"}}')
+        return Figures(
+            phase=phase,
+            elapsed_seconds=elapsed,
+            total_seconds=self._seconds,
+            lines_in=lines_in,
+            lines_out=lines_out,
+            bytes_in=self._replay.written.byte_count,
+            rate_in=(lines_in - before_in) / seconds,
+            rate_out=(lines_out - before_out) / seconds,
+            p50_ms=shown.percentile(0.5),
+            p99_ms=shown.percentile(0.99),
+            duplicates=self._tail.duplicates,
+            segments=int(metrics.get('tidelog_ingest_segments_total{outcome="committed"}', 0)),
+            segment_bytes=int(metrics.get("tidelog_ingest_segment_bytes_sum", 0)),
+            puts=int(_total(metrics, "tidelog_storage_operations_total", 'operation="put"')),
+            lag_records=None if lag is None else int(lag),
+            held_bytes=int(_total(metrics, "tidelog_agent_held_bytes")),
+            budget_bytes=int(metrics.get("tidelog_agent_budget_bytes", 0)),
+        )
+
+    def _is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self._http}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def _scrape(self) -> dict[str, float]:
+        try:
+            with urllib.request.urlopen(f"http://{self._http}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError as error:
+            raise DemoFailed(f"/metrics does not answer: {error}\n{self._tidelog.log_tail()}") from None
+        return parse_metrics(text)
+
+    def _summary(self, f: Figures) -> str:
+        written = self._replay.written
+        return (
+            f"Every line came out: {written.count:,} lines, {mebibytes(written.byte_count)}, "
+            f"checksum {written.checksum:016x} on both sides, {f.duplicates:,} duplicates.\n"
+            f"End to end, from the line in the file to the consumer: p50 {milliseconds(f.p50_ms)}, "
+            f"p99 {milliseconds(f.p99_ms)}.\n"
+            f"{f.segments:,} segments, {mebibytes(f.segment_bytes / max(f.segments, 1))} on average, {f.puts:,} PUTs.\n"
+            f"{self._shipper.name} and tidelog stopped cleanly after {self._elapsed():.1f} s."
+        )
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """The samples of a ``/metrics`` page, by name with labels as written."""
+    samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
+
+
+def _total(metrics: dict[str, float], name: str, label: str = "") -> float:
+    return sum(value for key, value in metrics.items() if key.startswith(name) and label in key)
