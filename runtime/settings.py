@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -53,8 +53,8 @@ def _storage_url(url: str) -> str:
 
 
 def _metadata_url(url: str) -> str:
-    if urlsplit(url).scheme != "sqlite":
-        raise ValueError("not sqlite:///file")
+    if urlsplit(url).scheme not in ("sqlite", "memory"):
+        raise ValueError("not sqlite:///file or memory://")
     return url
 
 
@@ -83,7 +83,7 @@ class ConnectionSettings(Section):
     """What one client may cost. Over a limit the connection is closed or not read from; nobody else is disturbed."""
 
     connections_max: int = Field(
-        20_000, ge=1, description="Open client connections; one more is closed at once and counted."
+        16_000, ge=1, description="Open client connections; one more is closed at once and counted."
     )
     request_bytes_max: int = Field(
         100 * MIB, ge=KIB, description="Largest request frame (Kafka's socket.request.max.bytes)."
@@ -227,7 +227,7 @@ class Settings(BaseSettings):
         description="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...; under data when unset.",
     )
     metadata: Annotated[str, AfterValidator(_metadata_url)] | None = Field(
-        None, description="sqlite:///file; a file under data when unset."
+        None, description="sqlite:///file, or memory:// to forget everything at the end; a file under data when unset."
     )
     zone: str = Field("local", min_length=1, max_length=64, description="Availability zone of this agent.")
     group: str = Field("default", min_length=1, max_length=64, description="Agent group: a class of clients.")
@@ -246,11 +246,13 @@ class Settings(BaseSettings):
 
     def storage_url(self) -> str:
         """Where segments live."""
-        return self.storage if self.storage is not None else f"file://{self.data.absolute()}/objects"
+        return self.storage if self.storage is not None else f"file://{quote(str(self.data.absolute()))}/objects"
 
     def metadata_url(self) -> str:
         """Where the metadata lives."""
-        return self.metadata if self.metadata is not None else f"sqlite:///{self.data.absolute()}/metadata.sqlite"
+        if self.metadata is not None:
+            return self.metadata
+        return f"sqlite:///{quote(str(self.data.absolute()))}/metadata.sqlite"
 
     @classmethod
     def settings_customise_sources(

@@ -3,8 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from metadata.store.factory import open_metadata_store
 from runtime.configuration import environment_name, load_settings, setting_names
 from runtime.settings import Settings, SettingsError, parse_address
+from storage.urls import LocalUrl, parse_storage_url
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,18 @@ def test_addresses(text: str, address: tuple[str, int]) -> None:
 def test_what_is_no_address_names_the_setting(text: str) -> None:
     with pytest.raises(SettingsError, match=r"listen\.kafka"):
         parse_address("listen.kafka", text)
+
+
+async def test_a_data_folder_with_odd_characters_makes_urls_that_lead_back_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c?d%20é"
+    settings = load_settings({"data": folder})
+    where = parse_storage_url(settings.storage_url())
+    assert isinstance(where, LocalUrl)
+    assert where.root == folder / "objects"
+    store = open_metadata_store(settings.metadata_url())
+    await store.open("cluster")
+    await store.close()
+    assert (folder / "metadata.sqlite").is_file()
 
 
 def test_storage_and_metadata_are_under_data_unless_said_otherwise(tmp_path: Path) -> None:
