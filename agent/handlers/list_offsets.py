@@ -1,7 +1,7 @@
 """ListOffsets (key 2), versions 1 to 7.
 
 KIP-79 (offsets by timestamp), KIP-98 (isolation level: no transactions, so both levels agree), KIP-320 (leader epoch,
-4+), KIP-734 (maximum timestamp, 7+). Special timestamps a version does not know are refused with UNSUPPORTED_VERSION, as
+4+), KIP-734 (maximum timestamp, 7+). Special times a version does not know are refused with UNSUPPORTED_VERSION, as
 are -4 and -5 (tiered storage): versions 8 and 9 are not offered. No match is offset -1 and no error.
 """
 
