@@ -112,12 +112,16 @@ def _gunzip(data: Chunk, bytes_max: int) -> bytes:
             raise MalformedRecords("gzip data ends early")
         members.append(plain)
         rest = decompressor.unused_data
+    if not members:
+        raise MalformedRecords("no gzip data")
     return b"".join(members)
 
 
 def _unsnappy(data: memoryview, bytes_max: int) -> bytes:
     if bytes(data[: len(XERIAL_MAGIC)]) != XERIAL_MAGIC:
         return _unsnappy_block(data, bytes_max)
+    if len(data) < len(XERIAL_HEADER):
+        raise MalformedRecords("snappy framing ends early")
     blocks = []
     length = 0
     position = len(XERIAL_HEADER)
@@ -154,7 +158,8 @@ def _unlz4(data: memoryview, bytes_max: int) -> bytes:
 
 def _limit_lz4(data: memoryview, bytes_max: int) -> None:
     """Bound the output by walking the frame's block headers: no block yields more than its frame's block size, nor
-    more than 255 bytes per byte. See the LZ4 frame format description, "Frame descriptor" and "Data blocks"."""
+    more than 255 bytes per byte. The last block of an honest frame is seldom full, so one more passes here.
+    See the LZ4 frame format description, "Frame descriptor" and "Data blocks"."""
     magic, flags, descriptor = struct.unpack_from("<IBB", data, 0)
     block_bytes_max = _LZ4_BLOCK_BYTES.get(descriptor >> 4 & 7)
     if magic != _LZ4_MAGIC or flags >> 6 != 1 or block_bytes_max is None:
@@ -173,7 +178,7 @@ def _limit_lz4(data: memoryview, bytes_max: int) -> None:
         else:
             length += min(block_bytes_max, stored * _LZ4_EXPANSION_MAX)
         position += stored + block_checksum_bytes
-        _limit(length, bytes_max)
+        _limit(length - block_bytes_max, bytes_max)
     if position + (4 if flags & 0x04 else 0) != len(data):
         raise MalformedRecords("bytes after the lz4 frame")
 
