@@ -95,7 +95,10 @@ class EncodedSegment:
 
 
 def encode_segment(agent_epoch: int, sequence: int, sealed_ms: int, runs: Sequence[PartitionRun]) -> EncodedSegment:
-    """Lay out ``runs`` one after the other. Large payloads are borrowed: they must not change from now on."""
+    """Lay out ``runs`` one after the other. Large payloads are borrowed: they must not change from now on.
+
+    :raises ValueError: a run has no batches.
+    """
     layout = _Layout()
     positions = [0]
     for run in runs:
@@ -103,6 +106,8 @@ def encode_segment(agent_epoch: int, sequence: int, sealed_ms: int, runs: Sequen
         positions.append(layout.byte_length)
     layout.join_small()
     checksums, checksum = _running_checksums(layout.data, positions[1:])
+    if len(checksums) != len(runs) or not all(run.batches for run in runs):
+        raise ValueError("a run without batches")
     drafts = []
     rows = []
     for run, start, end, run_checksum in zip(runs, positions, positions[1:], checksums, strict=False):
