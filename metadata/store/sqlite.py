@@ -123,7 +123,10 @@ class SqliteMetadataStore:
         try:
             connection = self._connect()
             self._connection = connection
-            migrate(connection)
+            try:
+                migrate(connection)
+            except StoreUnavailable as error:
+                raise StoreUnavailable(f"{self._path} cannot be opened: {error}") from error
             connection.execute("INSERT OR IGNORE INTO meta VALUES ('cluster_id', ?)", (new_cluster_id,))
             snapshot = self._load(connection)
         except BaseException:
