@@ -10,7 +10,6 @@ from storage.memory import MemoryStore
 from storage.metered import MeteredStore
 from storage.metrics import StorageMetrics
 from storage.retry import RetryingStore, RetryPolicy
-from storage.s3 import S3Store
 from storage.store import ObjectStore
 from storage.urls import LocalUrl, MemoryUrl, S3Url, SimulatedLatency, parse_storage_url
 
@@ -35,6 +34,8 @@ def _bare(url: str, s3: S3Settings, clock: Clock, entropy: Entropy) -> ObjectSto
         case LocalUrl(root, latency):
             return _slowed(LocalStore(root, entropy), latency, clock, entropy)
         case S3Url() as where:
+            from storage.s3 import S3Store  # botocore alone would double the start-up time of a store without S3
+
             return S3Store(where, s3, entropy)
 
 
