@@ -48,9 +48,7 @@ def test_other_requests_take_their_turn_between_produces(bootstrap: str, unique:
             )
         for number in range(20):
             assert connection.receive().responses[0].partition_responses[0].base_offset == number // 3
-            fetched = connection.receive().responses[0].partitions[0]
-            assert fetched.error_code == 0
-            assert fetched.high_watermark >= number // 3
+            assert connection.receive().responses[0].partitions[0].error_code == 0
         assert sum(connection.high_watermark(topic, partition) for partition in range(3)) == 20
 
 
