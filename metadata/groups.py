@@ -237,11 +237,11 @@ class Group:
             else:
                 member.session_deadline_ms = None
         self._remove(gone, effects, now_ms)
-        if self._join_deadline_ms is not None and self._join_deadline_ms <= now_ms:
-            self._join_deadline_passed(effects, now_ms)
         if self._sync_deadline_ms is not None and self._sync_deadline_ms <= now_ms:
             self._sync_deadline_ms = None
             self._remove([each.member_id for each in self.roster.members.values() if not each.synced], effects, now_ms)
+        if self._join_deadline_ms is not None and self._join_deadline_ms <= now_ms:
+            self._join_deadline_passed(effects, now_ms)
         self.wake_ms = min(self._deadlines(), default=None)
         return effects
 
