@@ -20,7 +20,7 @@ ELEMENTS_MAX: Final = 50_000
 """Most array elements in one request other than Produce: what a handler may have to walk through on the loop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FieldPlan:
     """One field: a ``kafka_type`` or a nested ``entity``, once or as an array.
 
@@ -36,7 +36,7 @@ class FieldPlan:
     default: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EntityPlan:
     """A message or nested structure in wire order. ``tagged`` is in tag order, as KIP-482 wants it."""
 
