@@ -34,9 +34,11 @@ def _bare(url: str, s3: S3Settings, clock: Clock, entropy: Entropy) -> ObjectSto
         case LocalUrl(root, latency):
             return _slowed(LocalStore(root, entropy), latency, clock, entropy)
         case S3Url() as where:
-            from storage.s3 import S3Store  # botocore alone would double the start-up time of a store without S3
+            # botocore alone would double the start-up time of a store without S3.
+            from storage.s3 import S3Store
+            from storage.s3_connection import S3Connection
 
-            return S3Store(where, s3, entropy)
+            return S3Store(where, S3Connection(where, s3), entropy)
 
 
 def _slowed(store: ObjectStore, latency: SimulatedLatency | None, clock: Clock, entropy: Entropy) -> ObjectStore:

@@ -62,7 +62,7 @@ class LocalStore:
         self._folders: set[Path] = set()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tidelog-files")
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            _make_durably(root)
             uploading = root / UPLOADING
             uploading.mkdir(exist_ok=True)
             _remove_leftovers(uploading)
@@ -301,6 +301,14 @@ def _fsync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _make_durably(folder: Path) -> None:
+    """Make ``folder`` and its missing parents so that a power failure cannot take them away again."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        _fsync_folder(made.parent)
 
 
 def _remove_leftovers(uploading: Path) -> None:

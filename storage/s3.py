@@ -1,31 +1,24 @@
 """``s3://``: objects in a bucket of Amazon S3 or of a server that speaks its API, through aiobotocore.
 
 A put is one request: ``If-None-Match: *`` (an object is never overwritten) and our own CRC32C
-(``x-amz-checksum-crc32c``), which the server verifies and keeps. Measured with aiobotocore's defaults an
-8 MiB PUT hashes its payload twice; both are off. There are no retries here (see :mod:`storage.retry`), but for
-one: aiohttp sends a small request again when a pooled connection turns out to be closed.
+(``x-amz-checksum-crc32c``), which the server verifies and keeps. There are no retries here: see :mod:`storage.retry`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
 from aiohttp import ClientPayloadError
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.handlers import add_expect_header
+from botocore.exceptions import ClientError
 from crc32c import crc32c as crc32c_of
 
 from runtime.clock import Entropy
-from runtime.settings import S3Settings
 from storage.keys import validate_key, validate_range
 from storage.s3_body import PIECE_BYTES, ChunkedBody
-from storage.s3_errors import advice, error_of_answer, status_and_code, storage_error
+from storage.s3_connection import S3Connection
+from storage.s3_errors import advice, error_of_answer, status_and_code
 from storage.store import (
     Chunk,
     ObjectExists,
@@ -39,26 +32,18 @@ from storage.urls import S3Url
 DELETE_KEYS_MAX = 1000
 CHECK_FOLDER = "tidelog-check"
 
-Result = TypeVar("Result")
-
 
 class S3Store:
-    """The objects under one prefix of a bucket. Connects with the first call.
-
-    Each request, connecting and waiting for a pooled connection included, has ``request_timeout_ms``.
-    """
+    """The objects under one prefix of a bucket, through ``connection``, which it closes with itself."""
 
     hedged = True
 
-    def __init__(self, where: S3Url, settings: S3Settings, entropy: Entropy) -> None:
+    def __init__(self, where: S3Url, connection: S3Connection, entropy: Entropy) -> None:
         self.name = f"s3://{where.bucket}/{where.prefix}" + (f" at {where.endpoint}" if where.endpoint else "")
         self._where = where
-        self._settings = settings
         self._entropy = entropy
-        self._resources = AsyncExitStack()
-        self._connecting = asyncio.Lock()
-        self._client: Any = None
-        self._closed = False
+        self._request = connection.request
+        self._close = connection.close
 
     async def put(self, key: str, chunks: Sequence[Chunk], crc32c: int) -> None:
         validate_key(key)
@@ -161,10 +146,7 @@ class S3Store:
             raise type(error)(f"cannot use storage {self.name}: {error}; {hint}") from error
 
     async def close(self) -> None:
-        self._closed = True
-        async with self._connecting:
-            self._client = None
-            await self._resources.aclose()
+        await self._close()
 
     async def _get(self, client: Any, key: str, start: int, length: int | None) -> bytes:
         wanted = {}
@@ -200,48 +182,6 @@ class S3Store:
             return bool(checksum == encode_crc32c(crc32c))
         # A server that keeps no checksums.
         return crc32c_of(await self._get(client, key, 0, None)) == crc32c
-
-    async def _request(self, operation: str, key: str, call: Callable[[Any], Awaitable[Result]]) -> Result:
-        try:
-            async with asyncio.timeout(self._settings.request_timeout_ms / 1000):
-                return await call(self._client if self._client is not None else await self._connect())
-        except StorageError:
-            raise
-        except (ClientError, BotoCoreError, OSError, ValueError) as error:
-            raise storage_error(operation, key, error) from error
-
-    async def _connect(self) -> Any:
-        async with self._connecting:
-            if self._closed:
-                raise StorageUnavailable(f"{self.name}: the store is closed")
-            if self._client is None:
-                session = get_session()
-                region = self._where.region or session.get_config_variable("region") or "us-east-1"
-                client = await self._resources.enter_async_context(
-                    session.create_client(
-                        "s3", region_name=region, endpoint_url=self._where.endpoint, config=self._config()
-                    )
-                )
-                # It would make every PUT wait one round trip for the server's "100 Continue".
-                client.meta.events.unregister("before-call.s3", add_expect_header)
-                self._client = client
-            return self._client
-
-    def _config(self) -> Any:
-        timeout_seconds = self._settings.request_timeout_ms / 1000
-        return AioConfig(
-            connect_timeout=timeout_seconds,
-            read_timeout=timeout_seconds,
-            max_pool_connections=self._settings.connections_max,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            tcp_keepalive=True,
-            s3={
-                "payload_signing_enabled": False,
-                "addressing_style": "path" if self._where.path_style else "auto",
-            },
-        )
 
 
 def encode_crc32c(checksum: int) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from crc32c import crc32c
 from prometheus_client import CollectorRegistry
 
@@ -22,6 +24,7 @@ from storage.metered import MeteredStore
 from storage.metrics import StorageMetrics
 from storage.retry import RetryingStore, RetryPolicy
 from storage.s3 import S3Store
+from storage.s3_connection import S3Connection
 from storage.store import (
     ChecksumMismatch,
     Chunk,
@@ -36,12 +39,14 @@ from tests.integration.s3_servers import REGION, S3Server, moto_s3, versitygw_s3
 
 __all__ = ["moto_s3", "versitygw_s3"]
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 CLOCK = SystemClock()
 RATES = FaultRates(error_before=0.15, error_after=0.15, throttle=0.1)
 VERIFYING = ("local", "versitygw")
 DECORATIONS = ("bare", "retried", "slow", "faulty")
-VARIANTS = [f"{backend}-{how}" for backend, how in itertools.product(("memory", "arena", "local"), DECORATIONS)]
-VARIANTS += ["moto-bare", "versitygw-bare", "versitygw-faulty"]
+VARIANTS = [f"memory-{how}" for how in DECORATIONS]
+VARIANTS += ["arena-bare", "local-bare", "local-faulty", "moto-bare", "versitygw-bare", "versitygw-faulty"]
 _prefixes = itertools.count()
 
 
@@ -62,16 +67,35 @@ def decorate(store: ObjectStore, how: str) -> ObjectStore:
     raise ValueError(how)
 
 
-@pytest.fixture(scope="session")
-def bucket_of() -> Callable[[S3Server], str]:
-    buckets: dict[str, str] = {}
+class SharedConnection(S3Connection):
+    """Connecting is what an S3 client spends most of its time on: all tests share one, which outlives their stores."""
 
-    def bucket(server: S3Server) -> str:
-        if server.name not in buckets:
-            buckets[server.name] = server.new_bucket()
-        return buckets[server.name]
+    async def close(self) -> None:
+        pass
 
-    return bucket
+    async def really_close(self) -> None:
+        await super().close()
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    where: S3Url
+    connection: SharedConnection
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def buckets() -> AsyncIterator[Callable[[S3Server], Bucket]]:
+    opened: dict[str, Bucket] = {}
+
+    def bucket_of(server: S3Server) -> Bucket:
+        if server.name not in opened:
+            where = S3Url(server.new_bucket(), "", server.endpoint, REGION, path_style=True)
+            opened[server.name] = Bucket(where, SharedConnection(where, S3Settings()))
+        return opened[server.name]
+
+    yield bucket_of
+    for bucket in opened.values():
+        await bucket.connection.really_close()
 
 
 @pytest.fixture(params=VARIANTS)
@@ -79,9 +103,9 @@ def variant(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def store(
-    variant: str, tmp_path: Path, request: pytest.FixtureRequest, bucket_of: Callable[[S3Server], str]
+    variant: str, tmp_path: Path, request: pytest.FixtureRequest, buckets: Callable[[S3Server], Bucket]
 ) -> AsyncIterator[ObjectStore]:
     backend, decoration = variant.split("-")
     entropy = SeededEntropy(1)
@@ -90,20 +114,20 @@ async def store(
         case "memory":
             bare = MemoryStore(CLOCK)
         case "arena":
-            bare = MemoryStore(CLOCK, capacity_bytes=64 * 1024 * 1024)
+            bare = MemoryStore(CLOCK, capacity_bytes=16 * 1024 * 1024)
         case "local":
             bare = LocalStore(tmp_path / "objects", entropy)
         case _:
             server: S3Server = request.getfixturevalue(f"{backend}_s3")
-            where = S3Url(bucket_of(server), f"p{next(_prefixes)}/", server.endpoint, REGION, path_style=True)
-            bare = S3Store(where, S3Settings(), entropy)
+            bucket = buckets(server)
+            bare = S3Store(replace(bucket.where, prefix=f"p{next(_prefixes)}/"), bucket.connection, entropy)
     opened = decorate(bare, decoration)
     yield opened
     await opened.close()
 
 
-def put(store: ObjectStore, key: str, *chunks: Chunk) -> Awaitable[None]:
-    return store.put(key, chunks, crc32c(b"".join(chunks)))
+async def put(store: ObjectStore, key: str, *chunks: Chunk) -> None:
+    await store.put(key, chunks, crc32c(b"".join(chunks)))
 
 
 async def listed(store: ObjectStore, prefix: str) -> list[ObjectInfo]:
@@ -267,7 +291,7 @@ async def test_a_cancelled_put_leaves_all_or_nothing(store: ObjectStore) -> None
     data = os.urandom(2_000_000)
     for number in range(5):
         key = f"cancelled/{number}"
-        task = asyncio.get_running_loop().create_task(put(store, key, data[:700_000], data[700_000:]))  # type: ignore[arg-type]
+        task = asyncio.get_running_loop().create_task(put(store, key, data[:700_000], data[700_000:]))
         await asyncio.sleep(number * 0.002)
         task.cancel()
         await asyncio.wait([task])

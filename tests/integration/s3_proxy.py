@@ -66,7 +66,7 @@ class S3Proxy:
         if act is Act.ERROR_AFTER:
             return web.Response(status=500, text=ERROR.format(code="InternalError", message="Try again."))
         if act is Act.LOSE_ANSWER:
-            request.transport.abort()  # type: ignore[attr-defined]
+            request.transport.abort()
         if act is Act.CUT_BODY:
             await self._cut(request, answer)
         return answer
@@ -99,7 +99,7 @@ class S3Proxy:
         begun = web.StreamResponse(status=answer.status, headers={"Content-Length": str(len(answer.body))})
         await begun.prepare(request)
         await begun.write(answer.body[: len(answer.body) // 2])
-        request.transport.abort()  # type: ignore[attr-defined]
+        request.transport.abort()
 
 
 @asynccontextmanager

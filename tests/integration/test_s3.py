@@ -17,6 +17,7 @@ from runtime.settings import S3Settings
 from storage.factory import open_store
 from storage.metrics import StorageMetrics
 from storage.s3 import S3Store, encode_crc32c
+from storage.s3_connection import S3Connection
 from storage.store import (
     Chunk,
     ObjectExists,
@@ -240,8 +241,9 @@ async def test_check_refuses_a_store_that_would_overwrite(moto_s3: S3Server) -> 
 async def test_a_closed_store_does_not_connect_again(moto_s3: S3Server) -> None:
     where = parse_storage_url(moto_s3.url(moto_s3.new_bucket()))
     assert isinstance(where, S3Url)
-    store = S3Store(where, FAST, SeededEntropy(1))
+    store = S3Store(where, S3Connection(where, FAST), SeededEntropy(1))
     await store.check()
+    await store.close()
     await store.close()
     with pytest.raises(StorageUnavailable, match="closed"):
         await store.get("object")

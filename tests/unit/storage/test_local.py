@@ -66,6 +66,21 @@ async def test_file_and_folders_are_synced_in_order_before_put_returns(
     assert log[-2:] == ["sync objects/a/b/two", "sync objects/a/b"], "a repeated put makes the first one durable"
 
 
+async def test_the_folder_itself_is_made_durably(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    real_fsync = os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+        real_fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    root = tmp_path / "new" / "deeper" / "objects"
+    store = LocalStore(root, SeededEntropy(1))
+    assert synced == [tmp_path, tmp_path / "new", tmp_path / "new" / "deeper", root]
+    await store.close()
+
+
 async def test_more_chunks_than_one_call_takes_and_short_writes(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
