@@ -11,6 +11,7 @@ from storage.store import Chunk
 HEADER_BYTES = 61
 LENGTH_OVERHEAD = 12
 """``batch_length`` counts from after itself: base offset (8) and the length field (4) are not in it."""
+CRC_POSITION = 17
 CHECKED_FROM = 21
 """The CRC32C covers everything from here (the attributes) to the end."""
 ATTRIBUTES_POSITION = 21

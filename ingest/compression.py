@@ -18,6 +18,7 @@ from ingest.batch_header import (
     ATTRIBUTES_POSITION,
     CHECKED_FROM,
     CODEC_MASK,
+    CRC_POSITION,
     HEADER_BYTES,
     LENGTH_OVERHEAD,
     LOG_APPEND_TIME_BIT,
@@ -48,7 +49,6 @@ _SHORT = struct.Struct(">h")
 _LONG = struct.Struct(">q")
 _CRC = struct.Struct(">I")
 _LENGTH_POSITION = 8
-_CRC_POSITION = 17
 
 
 class Record(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +135,7 @@ def stamp_log_append_time(batch: Chunk, now_ms: int) -> bytearray:
 
 def _renew_crc(batch: bytearray) -> None:
     with memoryview(batch) as whole:
-        _CRC.pack_into(batch, _CRC_POSITION, crc32c.crc32c(whole[CHECKED_FROM:]))
+        _CRC.pack_into(batch, CRC_POSITION, crc32c.crc32c(whole[CHECKED_FROM:]))
 
 
 def _plain_records(batch: Chunk, header: BatchHeader, bytes_max: int) -> bytes:

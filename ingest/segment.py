@@ -5,21 +5,23 @@
     batches of partition A | batches of partition B | ... | footer (zstd of MessagePack) | trailer (24 bytes)
 
 Encoding copies only small batches (into larger pieces, so that neither the store nor the cache handles thousands of
-tiny ones); large ones stay where they were received. Each byte is checksummed once: the checksum in a run's footer row
-is that of the *whole object up to the run's end*, so the last one, continued over footer and trailer, is the object's.
+tiny ones); large ones stay where they were received. The checksum in a run's footer row is that of the *whole object
+up to the run's end*, so the last one, continued over footer and trailer, is the object's: nothing is checksummed twice,
+and large batches not at all, since theirs follows from the CRC32C they came with.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import crc32c
 import msgspec
 import zstandard
 
-from ingest.batch_header import HEADER_BYTES, BatchHeader, MalformedRecords
+from ingest.batch_header import CHECKED_FROM, CRC_POSITION, HEADER_BYTES, BatchHeader, MalformedRecords
+from ingest.checksum import combine
 from metadata.model import BatchDraft, ExtentDraft, TopicId
 from storage.store import Chunk
 
@@ -39,6 +41,9 @@ assert _TRAILER.size == TRAILER_BYTES
 _SMALL_BYTES = 16 << 10
 """Batches below this are copied together; at this size copying costs about what handling a separate chunk does."""
 _PIECE_BYTES = 1 << 20
+_COMBINED_BYTES_MIN = 256 << 10
+"""From this size on a batch's checksum is derived from its own instead of read from its bytes."""
+_CRC = struct.Struct(">I")
 _ZSTD_LEVEL = 1
 
 
@@ -97,6 +102,8 @@ class EncodedSegment:
 def encode_segment(agent_epoch: int, sequence: int, sealed_ms: int, runs: Sequence[PartitionRun]) -> EncodedSegment:
     """Lay out ``runs`` one after the other. Large payloads are borrowed: they must not change from now on.
 
+    Every payload is a whole batch whose own CRC32C has been verified: the object's checksum relies on it.
+
     :raises ValueError: a run has no batches.
     """
     layout = _Layout()
@@ -105,7 +112,7 @@ def encode_segment(agent_epoch: int, sequence: int, sealed_ms: int, runs: Sequen
         layout.add(run.payloads)
         positions.append(layout.byte_length)
     layout.join_small()
-    checksums, checksum = _running_checksums(layout.data, positions[1:])
+    checksums, checksum = _running_checksums(layout, positions[1:])
     if len(checksums) != len(runs) or not all(run.batches for run in runs):
         raise ValueError("a run without batches")
     drafts = []
@@ -130,6 +137,8 @@ class _Layout:
 
     def __init__(self) -> None:
         self.data: list[tuple[int, Chunk]] = []
+        self.single: list[bool] = []
+        """Whether each of ``data`` is one batch, rather than many joined."""
         self.byte_length = 0
         self.copied_bytes = 0
         self._small: list[Chunk] = []
@@ -146,6 +155,7 @@ class _Layout:
         self.join_small()
         for payload in payloads:
             self.data.append((self.byte_length, payload))
+            self.single.append(True)
             self.byte_length += len(payload)
         self._small_start = self.byte_length
 
@@ -153,18 +163,23 @@ class _Layout:
         if self._small:
             joined = b"".join(self._small)
             self.data.append((self._small_start, joined))
+            self.single.append(False)
             self.copied_bytes += len(joined)
             self._small.clear()
         self._small_start = self.byte_length
 
 
-def _running_checksums(data: Iterable[tuple[int, Chunk]], ends: Sequence[int]) -> tuple[list[int], int]:
-    """The CRC32C from byte 0 to each of ``ends`` (ascending), and to the end of ``data``."""
+def _running_checksums(layout: _Layout, ends: Sequence[int]) -> tuple[list[int], int]:
+    """The CRC32C from byte 0 to each of ``ends`` (ascending), and to the end of the data."""
     checksum = 0
     checksums: list[int] = []
-    for position, chunk in data:
+    for (position, chunk), single in zip(layout.data, layout.single, strict=True):
         view = memoryview(chunk)
         done = 0
+        if single and len(view) >= _COMBINED_BYTES_MIN:
+            (own,) = _CRC.unpack_from(view, CRC_POSITION)
+            checksum = combine(crc32c.crc32c(view[:CHECKED_FROM], checksum), own, len(view) - CHECKED_FROM)
+            done = len(view)
         while len(checksums) < len(ends) and ends[len(checksums)] <= position + len(view):
             cut = ends[len(checksums)] - position
             checksum = crc32c.crc32c(view[done:cut], checksum)
@@ -285,7 +300,7 @@ def _check_batch(payload: memoryview, batch: BatchDraft, where: str) -> None:
     )
     if described != batch:
         raise SegmentCorrupt(f"{where}: the footer says {batch}, the batch {described}")
-    if crc32c.crc32c(payload[21:]) != header.crc:
+    if crc32c.crc32c(payload[CHECKED_FROM:]) != header.crc:
         raise SegmentCorrupt(f"{where}: the batch's own CRC32C does not match")
 
 

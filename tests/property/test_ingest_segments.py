@@ -16,7 +16,7 @@ RUNS = st.lists(
     st.tuples(
         st.binary(min_size=16, max_size=16),
         st.integers(0, 2**31 - 1),
-        st.lists(st.sampled_from([0, 10, 1_000, 20_000, 60_000]), min_size=1, max_size=6),
+        st.lists(st.sampled_from([0, 10, 1_000, 20_000, 300_000]), min_size=1, max_size=6),
     ),
     max_size=8,
     unique_by=lambda run: run[:2],

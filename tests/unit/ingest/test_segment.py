@@ -79,6 +79,18 @@ def test_joined_pieces_have_a_bounded_size() -> None:
     assert len(check_segment(whole(encoded)).extents) == 16
 
 
+def test_a_huge_batch_is_not_read_again_and_damage_to_it_shows_in_the_objects_checksum() -> None:
+    batch = bytearray(build_batch([b"huge" * 100_000]))
+    encoded = encode_segment(1, 0, 0, [run(0, SMALL, bytes(batch), SMALL), run(1, bytes(batch))])
+    assert encoded.crc32c == crc32c.crc32c(whole(encoded))
+    check_segment(whole(encoded))
+    batch[5_000] ^= 1
+    encoded = encode_segment(1, 0, 0, [run(0, bytes(batch))])
+    assert encoded.crc32c != crc32c.crc32c(whole(encoded)), "the store would refuse it"
+    with pytest.raises(SegmentCorrupt):
+        check_segment(whole(encoded))
+
+
 def test_a_run_can_be_checked_alone() -> None:
     """The checksum of its row continues the row's before it."""
     data = whole(encode_segment(1, 0, 0, [run(n, SMALL, LARGE) for n in range(4)]))
