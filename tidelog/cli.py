@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -16,6 +17,12 @@ from tidelog import group, records, topic
 from tidelog.client import key_values
 
 WRONG_SETTING = 2
+
+
+class Shipper(enum.StrEnum):
+    RSYSLOG = "rsyslog"
+    BUNDLED = "bundled"
+
 
 app = typer.Typer(
     name="tidelog",
@@ -94,12 +101,15 @@ def up(
 @app.command()
 def demo(
     seconds: Annotated[float, typer.Option(min=5, help="How long to run.")] = 60.0,
-    rate: Annotated[int, typer.Option(min=1, help="Log lines a second to ship.")] = 2_000,
+    rate: Annotated[int, typer.Option(min=1, max=100_000, help="Log lines a second to ship.")] = 2_000,
+    shipper: Annotated[
+        Shipper | None, typer.Option(help="Who ships. [default: rsyslog when it is installed, else bundled]")
+    ] = None,
 ) -> None:
     """Ship a real log through Tidelog and watch it come out of a consumer group."""
     from tidelog.demo import run
 
-    raise typer.Exit(run(seconds, rate))
+    raise typer.Exit(run(seconds, rate, shipper))
 
 
 def _named_settings(pairs: list[str]) -> dict[str, str]:
@@ -117,6 +127,6 @@ def _prefixed(message: str) -> str:
 
 def main() -> None:
     """Entry point of the ``tidelog`` script."""
-    # kio imports hypothesis wherever it finds it, to register strategies nobody here uses: a third of the start-up time.
+    # kio imports hypothesis wherever it finds it, for strategies nobody here uses: a third of the start-up time.
     sys.modules.setdefault("hypothesis", None)  # type: ignore[arg-type]
     app()

@@ -6,10 +6,11 @@ import shutil
 import subprocess
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.clock import Clock
 
@@ -99,9 +100,10 @@ class Tally:
 
 
 class Replay:
-    """A thread that appends lines to ``path`` at ``rate`` a second, round and round.
+    """A thread that appends lines to ``path``: one at once, and from :meth:`go` on ``rate`` a second, round and round.
 
-    Each line is ``<milliseconds since 1970> <number, from 0 without gaps> <the original line>``.
+    The first line shows when the whole way works. Each line is
+    ``<milliseconds since 1970> <number, from 0 without gaps> <the original line>``.
     """
 
     def __init__(self, path: Path, lines: Sequence[str], rate: int, clock: Clock) -> None:
@@ -111,6 +113,7 @@ class Replay:
         self._lines = [line.encode() for line in lines]
         self._rate = rate
         self._clock = clock
+        self._going = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
 
@@ -118,9 +121,14 @@ class Replay:
         self._path.touch()
         self._thread.start()
 
+    def go(self) -> None:
+        """From the first line to the full rate."""
+        self._going.set()
+
     def stop(self) -> None:
         """Every line counted in ``written`` is in the file when this returns."""
         self._stopping.set()
+        self._going.set()
         self._thread.join()
 
     def _run(self) -> None:
@@ -130,13 +138,19 @@ class Replay:
             self.problem = f"cannot write {self._path}: {error.strerror}"
 
     def _write_lines(self) -> None:
-        began = self._clock.monotonic()
         lines = cycle(self._lines)
-        with self._path.open("ab", buffering=0) as file:
+        with self._path.open("ab") as file:
+            self._append(file, lines, 1)
+            self._going.wait()
+            began = self._clock.monotonic()
             while not self._stopping.wait(TICK_SECONDS):
-                due = int((self._clock.monotonic() - began) * self._rate) - self.written.count
-                stamp = b"%d" % self._clock.now_ms()
-                batch = [b"%s %d %s" % (stamp, self.written.count + index, next(lines)) for index in range(due)]
-                file.write(b"".join(line + b"\n" for line in batch))
-                for line in batch:
-                    self.written.add(line)
+                due = 1 + int((self._clock.monotonic() - began) * self._rate)
+                self._append(file, lines, due - self.written.count)
+
+    def _append(self, file: BinaryIO, lines: Iterator[bytes], count: int) -> None:
+        stamp = b"%d" % self._clock.now_ms()
+        batch = [b"%s %d %s" % (stamp, self.written.count + index, next(lines)) for index in range(count)]
+        file.write(b"".join(line + b"\n" for line in batch))
+        file.flush()
+        for line in batch:
+            self.written.add(line)

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 LOG_LINES_SHOWN = 15
+RSYSLOG = "rsyslog"
+BUNDLED = "bundled"
 
 
 class Child:
@@ -82,9 +84,14 @@ def tidelog(folder: Path, kafka: str, http: str) -> Child:
     return Child("tidelog", command, folder / "tidelog.log")
 
 
-def shipper(folder: Path, log_file: Path, topic: str, kafka: str) -> Child:
-    """rsyslog with omkafka when this machine has it, else the bundled shipper."""
-    binary = _rsyslogd()
+def shipper(wanted: str | None, folder: Path, log_file: Path, topic: str, kafka: str) -> Child:
+    """The shipper ``wanted``; None is rsyslog with omkafka when this machine has it, else the bundled one.
+
+    :raises OSError: rsyslog is wanted, but is not here.
+    """
+    binary = _rsyslogd() if wanted != BUNDLED else None
+    if binary is None and wanted == RSYSLOG:
+        raise OSError("rsyslog with omkafka is not installed (Debian: rsyslog, rsyslog-kafka)")
     if binary is None:
         command = [sys.executable, "-m", "tidelog.shipper", str(log_file), "--topic", topic, "--bootstrap", kafka]
         return Child("bundled shipper (librdkafka)", command, folder / "shipper.log")

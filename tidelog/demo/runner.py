@@ -26,9 +26,10 @@ PARTITIONS = 4
 MEMBERS = 2
 READY_SECONDS = 30.0
 ASSIGNED_SECONDS = 30.0
+FIRST_LINE_SECONDS = 30.0
 DRAIN_SECONDS = 30.0
 STOP_SECONDS = 40.0
-WIND_DOWN_SECONDS = 3.0
+WIND_DOWN_SECONDS = 2.0
 """Set aside of the whole for draining and stopping."""
 TICK_SECONDS = 0.25
 
@@ -37,20 +38,25 @@ class DemoFailed(Exception):
     """The message is the reason, for the user."""
 
 
-def run(seconds: float, rate: int) -> int:
-    """Run for about ``seconds``, shipping ``rate`` lines a second; 0 when every line came out and all stopped well."""
+def run(seconds: float, rate: int, wanted_shipper: str | None) -> int:
+    """Run for about ``seconds``, shipping ``rate`` lines a second; 0 when every line came out and all stopped well.
+
+    ``wanted_shipper`` is as in :func:`tidelog.demo.processes.shipper`.
+    """
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="tidelog-demo-"))
     stopping = threading.Event()
     before = {number: signal.signal(number, lambda *_: stopping.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    demo = _Demo(folder, seconds, rate, SystemClock(), stopping, console)
     try:
-        summary = demo.run()
+        demo = _Demo(folder, seconds, rate, wanted_shipper, SystemClock(), stopping)
+        try:
+            summary = demo.run(console)
+        finally:
+            demo.clean_up()
     except (DemoFailed, CommandFailed) as failure:
         console.print(f"The demo failed: {failure}", soft_wrap=True, markup=False, highlight=False, style="red")
         return 1
     finally:
-        demo.clean_up()
         shutil.rmtree(folder, ignore_errors=True)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -60,7 +66,13 @@ def run(seconds: float, rate: int) -> int:
 
 class _Demo:
     def __init__(
-        self, folder: Path, seconds: float, rate: int, clock: Clock, stopping: threading.Event, console: Console
+        self,
+        folder: Path,
+        seconds: float,
+        rate: int,
+        wanted_shipper: str | None,
+        clock: Clock,
+        stopping: threading.Event,
     ) -> None:
         self._clock = clock
         self._began = clock.monotonic()
@@ -68,21 +80,23 @@ class _Demo:
         self._stopping = stopping
         self._pause = threading.Event()
         """Never set: waits that Ctrl-C does not cut short."""
-        self._console = console
         kafka_port, http_port = free_ports(2)
         self._kafka, self._http = f"127.0.0.1:{kafka_port}", f"127.0.0.1:{http_port}"
         self._source: LogLines = find_lines()
         log_file = folder / "replayed.log"
         self._replay = Replay(log_file, self._source.lines, rate, clock)
         self._tidelog = tidelog(folder, self._kafka, self._http)
-        self._shipper = shipper(folder, log_file, TOPIC, self._kafka)
+        try:
+            self._shipper = shipper(wanted_shipper, folder, log_file, TOPIC, self._kafka)
+        except OSError as error:
+            raise DemoFailed(str(error)) from None
         self._tail = Tail(self._kafka, TOPIC, MEMBERS, clock)
         self._folder = folder
         self._rate = rate
         self._previous = (0.0, 0, 0)
         self._shown_latencies = Latencies()
 
-    def run(self) -> str:
+    def run(self, console: Console) -> str:
         """The summary. :raises DemoFailed: with the first reason."""
         facts = {
             "replaying": f"{self._source.source}, {self._rate:,} lines/s",
@@ -90,7 +104,7 @@ class _Demo:
             "tidelog": f"Kafka {self._kafka}, metrics http://{self._http}/metrics, data in {self._folder / 'data'}",
             "reader": f"consumer group {GROUP!r}, {MEMBERS} members (confluent-kafka)",
         }
-        with open_screen(self._console, facts) as screen:
+        with open_screen(console, facts) as screen:
             self._start(screen)
             self._watch(screen)
             figures = self._drain(screen)
@@ -129,13 +143,19 @@ class _Demo:
             self._shipper.start()
         except OSError as error:
             raise DemoFailed(f"{self._shipper.name} cannot be started: {error}") from None
+        self._wait("the first line to come out", FIRST_LINE_SECONDS, lambda: self._tail.lines.count > 0)
+        screen.say(f"{self._elapsed():5.1f} s the first line came out; now {self._rate:,} lines/s")
+        self._tail.forget_latencies()
+        self._replay.go()
 
     def _wait(self, what: str, seconds: float, is_done: Callable[[], bool]) -> None:
         deadline = self._clock.monotonic() + seconds
         while not is_done():
             self._check()
             if self._clock.monotonic() > deadline:
-                raise DemoFailed(f"waited {seconds:g} s for {what}\n{self._tidelog.log_tail()}")
+                raise DemoFailed(
+                    f"waited {seconds:g} s for {what}\n{self._shipper.log_tail()}\n{self._tidelog.log_tail()}"
+                )
             if self._stopping.wait(0.05):
                 raise DemoFailed(f"stopped while waiting for {what}")
 
@@ -157,7 +177,7 @@ class _Demo:
             screen.show(self._figures("shipping"))
 
     def _drain(self, screen: Screen) -> Figures:
-        """No more lines; wait until all have come out."""
+        """No more lines; wait until all have come out, and let the group commit."""
         self._replay.stop()
         written, received = self._replay.written, self._tail.lines
         deadline = self._clock.monotonic() + DRAIN_SECONDS
@@ -170,18 +190,18 @@ class _Demo:
                 )
             screen.show(self._figures("draining"))
             self._pause.wait(TICK_SECONDS)
-        if not written.count:
-            raise DemoFailed("no line was shipped: give it more seconds")
         if (received.count, received.checksum) != (written.count, written.checksum):
             raise DemoFailed(f"{received.count:,} lines came out, but their checksum is not that of the lines written")
+        self._tail.stop()
+        self._check()
         figures = self._figures("done")
         screen.show(figures)
+        if figures.lag_records != 0:
+            raise DemoFailed(f"the group has read everything, but its lag in /metrics is {figures.lag_records}")
         return figures
 
     def _stop(self) -> None:
-        """In order: the readers commit and leave, the shipper flushes, Tidelog drains."""
-        self._tail.stop()
-        self._check()
+        """In order: the shipper flushes, Tidelog drains."""
         for child in (self._shipper, self._tidelog):
             problem = child.stop(STOP_SECONDS)
             if problem is not None:

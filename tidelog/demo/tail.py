@@ -75,6 +75,11 @@ class Tail:
             recent, self._recent = self._recent, Latencies()
         return recent
 
+    def forget_latencies(self) -> None:
+        """What came so far was only to see whether the way works."""
+        with self._lock:
+            self.latencies, self._recent = Latencies(), Latencies()
+
     def stop(self) -> None:
         """Commit, leave the group, and end the threads. Idempotent."""
         self._stopping.set()
