@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from agent.fetch.patch import Piece
 from agent.fetch.pool import Entry
@@ -13,8 +13,7 @@ from runtime.budget import Budget
 PURPOSE = "response"
 
 
-@dataclass(frozen=True, slots=True)
-class PartitionFetch:
+class PartitionFetch(NamedTuple):
     """One partition of a request: records from ``fetch_offset`` on, about ``byte_max`` bytes of them."""
 
     topic_id: TopicId

@@ -24,18 +24,20 @@ _CHUNK_OVERHEAD_BYTES = 250  # of Python objects, per chunk that is kept as it c
 
 
 class WriterSegment:
-    """The batches of one segment as its writer had them: chunks by byte position."""
+    """The batches of one segment as its writer had them: chunks by byte position, at least one."""
 
     __slots__ = ("_chunks", "_starts", "held_bytes")
 
     def __init__(self, chunks: Sequence[tuple[int, Chunk]]) -> None:
-        byte_length = sum(len(chunk) for _, chunk in chunks)
-        starts = [position for position, _ in chunks]
-        views = [memoryview(chunk) for _, chunk in chunks]
-        contiguous = not chunks or starts[-1] + len(views[-1]) - starts[0] == byte_length
-        if contiguous and len(chunks) > 1 and byte_length < JOIN_BELOW_BYTES * len(chunks):
-            views = [memoryview(b"".join(views))]
-            starts = starts[:1]
+        byte_length = sum([len(chunk) for _, chunk in chunks])
+        begin, last = chunks[0][0], chunks[-1]
+        contiguous = last[0] + len(last[1]) - begin == byte_length
+        if contiguous and byte_length < JOIN_BELOW_BYTES * len(chunks):
+            views = [memoryview(b"".join([chunk for _, chunk in chunks]))]
+            starts = [begin]
+        else:
+            views = [memoryview(chunk) for _, chunk in chunks]
+            starts = [position for position, _ in chunks]
         self._starts = starts
         self._chunks = views
         self.held_bytes = byte_length + _CHUNK_OVERHEAD_BYTES * len(views)

@@ -88,7 +88,7 @@ class Loader:
                 self._metrics.missing_objects += 1
                 _log.warning("extent_missing", object=str(error), resolved="again")
                 await self._load_again(read, count, pins)
-        except (StorageError, CorruptSegment, MetadataUnavailable) as error:
+        except Exception as error:  # whatever it is, the other partitions of the answer are none the worse
             self._failed(read, error)
 
     async def _load_again(self, read: PartitionRead, count: int, pins: list[Entry[Any]]) -> None:
@@ -125,14 +125,13 @@ class Loader:
             read.runs.append(entries[index])
 
     def _failed(self, read: PartitionRead, error: Exception) -> None:
+        where = {"topic_id": read.fetch.topic_id.hex(), "partition": read.fetch.partition, "error": str(error)}
         if isinstance(error, CorruptSegment):
             self._metrics.corrupt_extents += 1
-            _log.error(
-                "extent_corrupt", topic_id=read.fetch.topic_id.hex(), partition=read.fetch.partition, error=str(error)
-            )
+            _log.error("extent_corrupt", **where)
+        elif isinstance(error, StorageError | MetadataUnavailable):
+            _log.warning("fetch_failed", **where)
         else:
-            _log.warning(
-                "fetch_failed", topic_id=read.fetch.topic_id.hex(), partition=read.fetch.partition, error=str(error)
-            )
+            _log.error("fetch_failed", **where, exc_info=error)
         if not read.runs:
             read.problem = error

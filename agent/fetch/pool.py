@@ -136,4 +136,7 @@ class Pool:
         self._budget.give(PURPOSE, entry.byte_length)
         sources, entry._sources = entry._sources, ()
         for source in sources:
+            if source._kept and source.pins == 1:
+                # Its last user was the least recently used: so is it, wherever it stood while it was pinned.
+                source._pool._entries.move_to_end(source._key, last=False)
             source.unpin()
