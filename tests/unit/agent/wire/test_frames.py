@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -105,5 +106,4 @@ def test_idle_connections_share_the_read_buffer() -> None:
 
 
 def resident_bytes() -> int:
-    with open("/proc/self/statm") as statm:
-        return int(statm.read().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
