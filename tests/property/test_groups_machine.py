@@ -273,6 +273,8 @@ class GroupMachine(RuleBasedStateMachine):
         assert len(members) <= LIMITS.members_max + 1 or self.group.state is GroupState.PREPARING_REBALANCE
         assert self.group.leader_id in members if members else self.group.leader_id == ""
         assert (self.group.state is GroupState.EMPTY) <= (not members)
+        if self.group.state is GroupState.COMPLETING_REBALANCE:
+            assert self.group.generation_id in self.leaders, "nobody was told to assign"
         instances = [each.group_instance_id for each in members.values() if each.group_instance_id is not None]
         assert len(instances) == len(set(instances))
 

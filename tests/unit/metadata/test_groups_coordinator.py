@@ -25,10 +25,11 @@ from metadata.metrics import MetadataMetrics
 from metadata.model import Extent, ExtentsFound, ExtentsQuery, MetadataUnavailable, Refusal, Topic, TopicId
 from metadata.pipeline import CommandPipeline
 from metadata.store.memory import MemoryMetadataStore
-from metadata.store.port import Change, GroupSaved, StoreUnavailable, TopicSaved
+from metadata.store.port import GroupSaved, TopicSaved
 from runtime.clock import SeededEntropy
 from runtime.settings import GroupSettings
 from runtime.tasks import Supervisor
+from tests.support.metadata import FaultyMetadataStore
 
 TOPIC = Topic(b"t" * 16, "logs", 4, {}, 0)
 DAY_MS = 86_400_000
@@ -76,31 +77,11 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-class WatchedStore(MemoryMetadataStore):
-    """Counts writes, can hold them back, and can fail them before or after their effect."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[Sequence[Change]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.fail: str | None = None
-
-    async def write(self, changes: Sequence[Change]) -> None:
-        self.writes.append(tuple(changes))
-        await self.gate.wait()
-        if self.fail == "before":
-            raise StoreUnavailable("planted")
-        await super().write(changes)
-        if self.fail == "after":
-            raise StoreUnavailable("planted")
-
-
 @dataclass
 class Cluster:
     """One life of the metadata service's group side; ``restart`` begins the next one on the same store."""
 
-    store: WatchedStore
+    store: FaultyMetadataStore
     clock: ManualClock
     settings: GroupSettings = field(default_factory=GroupSettings)
     high_watermarks: dict[tuple[TopicId, int], int] = field(default_factory=dict)
@@ -131,6 +112,14 @@ class Cluster:
     async def restart(self) -> None:
         await self.supervisor.stop()
         await self.start()
+
+    def hold(self) -> None:
+        """Writes wait from now on."""
+        self.store.gate = asyncio.Event()
+
+    def release(self) -> None:
+        if self.store.gate is not None:
+            self.store.gate.set()
 
     async def _find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:
         found = []
@@ -189,12 +178,12 @@ class Cluster:
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[Cluster]:
-    cluster = Cluster(WatchedStore(), ManualClock())
+    cluster = Cluster(FaultyMetadataStore(MemoryMetadataStore()), ManualClock())
     await cluster.start()
     await cluster.store.write([TopicSaved(TOPIC)])
     cluster.store.writes.clear()
     yield cluster
-    cluster.store.gate.set()
+    cluster.release()
     await cluster.stop()
 
 
@@ -203,13 +192,13 @@ async def test_a_group_forms_and_is_durable_before_the_assignment_is_answered(cl
     await cluster.clock.advance(6_000)
     joined = [await first, await second]
     assert len(cluster.store.writes) == 0, "joining writes nothing"
-    cluster.store.gate.clear()
+    cluster.hold()
     assignments = {each.member_id: bytes([index]) for index, each in enumerate(joined)}
     syncs = [asyncio.create_task(cluster.sync(each.member_id, 1, assignments)) for each in joined]
     await settle()
     assert not any(sync.done() for sync in syncs)
     assert isinstance(cluster.store.writes[0][0], GroupSaved)
-    cluster.store.gate.set()
+    cluster.release()
     assert [await sync for sync in syncs] == [b"\0", b"\1"]
 
 
@@ -287,10 +276,9 @@ async def test_a_failed_write_sends_who_waits_to_join_anew(cluster: Cluster) -> 
     parked = cluster.join()
     await settle()
     assert not parked.done()
-    cluster.store.fail = "before"
+    cluster.store.fail_before = 1
     with pytest.raises(MetadataUnavailable):
         await cluster.commit(1, 1, joined.member_id)
-    cluster.store.fail = None
     await settle()
     assert (await parked).refusal is Refusal.NOT_COORDINATOR
     assert await cluster.state() == "Stable"
@@ -299,23 +287,22 @@ async def test_a_failed_write_sends_who_waits_to_join_anew(cluster: Cluster) -> 
 
 
 async def test_a_commit_whose_write_failed_after_its_effect_is_seen(cluster: Cluster) -> None:
-    cluster.store.fail = "after"
+    cluster.store.fail_after = 1
     with pytest.raises(MetadataUnavailable):
         await cluster.commit(5)
-    cluster.store.fail = None
     await settle()
     assert await cluster.committed() == [5]
 
 
 async def test_a_fetch_sees_every_commit_that_was_answered_and_waits_for_one_under_way(cluster: Cluster) -> None:
     await cluster.commit(1)
-    cluster.store.gate.clear()
+    cluster.hold()
     committing = asyncio.create_task(cluster.commit(2))
     await settle()
     fetching = asyncio.create_task(cluster.committed())
     await settle()
     assert not fetching.done()
-    cluster.store.gate.set()
+    cluster.release()
     assert await fetching == [2]
     assert (await committing).refusal is None
 
