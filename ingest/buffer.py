@@ -8,8 +8,9 @@ from ingest.segment import PartitionRun
 from ingest.ticket import PendingBatch, ProduceTicket
 from metadata.model import BatchDraft, TopicId
 
-Waiter = tuple[ProduceTicket, int]
-"""A ticket and the index in it that a batch settles."""
+Waiters = tuple[list[ProduceTicket], list[int]]
+"""For each batch of a run, in order, the ticket and the index in it that the batch settles. Two lists, because a pair
+for each batch would be one more object for the garbage collector to visit."""
 
 BATCH_OVERHEAD_BYTES = 512
 """What a batch holds beside its payload (ticket, draft, views, footer row) until it has settled: measured on
@@ -19,11 +20,16 @@ CPython 3.11, rounded up. Without it, a flood of tiny batches would hold several
 class OpenRun(PartitionRun):
     """A partition's batches in the open segment and who waits for each, in append order."""
 
-    __slots__ = ("waiters",)
+    __slots__ = ("indexes", "tickets")
 
     def __init__(self, topic_id: TopicId, partition: int) -> None:
         super().__init__(topic_id, partition)
-        self.waiters: list[Waiter] = []
+        self.tickets: list[ProduceTicket] = []
+        self.indexes: list[int] = []
+
+    @property
+    def waiters(self) -> Waiters:
+        return self.tickets, self.indexes
 
 
 class OpenSegment:
@@ -59,7 +65,8 @@ class OpenSegment:
                 batch.base_sequence,
             )
         )
-        run.waiters.append((ticket, index))
+        run.tickets.append(ticket)
+        run.indexes.append(index)
         self.byte_length += byte_length
         self.batch_count += 1
         self.record_count += batch.record_count

@@ -39,7 +39,7 @@ from runtime.clock import Clock, Entropy
 
 GROUP_SEGMENTS_MAX = 64
 """Segments in one commit call."""
-GROUP_BATCHES_MAX = 50_000
+GROUP_BATCHES_MAX = 20_000
 """Batches in one commit call of more than one segment: its transaction and its answer stay small."""
 CALL_SECONDS_MAX = 10.0
 """A commit call that takes longer is given up, its outcome unknown, and asked again."""

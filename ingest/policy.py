@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 
-SEGMENT_BATCHES_MAX = 50_000
-"""A segment of tiny batches is sealed at so many: encoding its footer and settling its tickets must not hold up
-the event loop for long, and one commit must stay a bounded transaction."""
+SEGMENT_BATCHES_MAX = 10_000
+"""A segment of tiny batches is sealed at so many: laying it out and settling its tickets are each done without a pause,
+and must not hold up the event loop for more than some tens of milliseconds."""
 
 PRESSURE_SHARE = 8
 """Under memory pressure an open segment is sealed early from this fraction of its full size on."""

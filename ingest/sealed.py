@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from ingest.buffer import Waiter
+from ingest.buffer import Waiters
 from ingest.segment import EncodedSegment
 from ingest.ticket import IngestFailed
 from metadata.model import SegmentCommit, SegmentCommitted
 
 
 class SealedSegment:
-    """Its bytes, who waits for it, and how far it has come. ``waiters`` has one list per extent, in extent order.
+    """Its bytes, who waits for it, and how far it has come. ``waiters`` has an entry per extent, in extent order.
 
     *Settled*: its tickets have their outcomes (and its memory is given back). *Sent*: a commit that names it was asked
     for at least once, so that only the metadata service knows whether it is committed.
@@ -39,7 +39,7 @@ class SealedSegment:
         self,
         sequence: int,
         encoded: EncodedSegment,
-        waiters: list[list[Waiter]],
+        waiters: list[Waiters],
         record_count: int,
         held_bytes: int,
         sealed_at: float,
@@ -49,7 +49,7 @@ class SealedSegment:
         self.sequence = sequence
         self.encoded: EncodedSegment | None = encoded
         self.waiters = waiters
-        self.batch_count = sum(map(len, waiters))
+        self.batch_count = sum(len(tickets) for tickets, _ in waiters)
         self.record_count = record_count
         self.data_byte_length = encoded.byte_length - len(encoded.ending)
         self.held_bytes = held_bytes
@@ -74,15 +74,15 @@ class SealedSegment:
 
     def check_answer(self, answer: SegmentCommitted) -> None:
         """:raises RuntimeError: the answer is to something else; acknowledging from it could lose records."""
-        shape = [len(waiters) for waiters in self.waiters]
+        shape = [len(tickets) for tickets, _ in self.waiters]
         if answer.sequence != self.sequence or shape != [len(outcomes) for outcomes in answer.extents]:
             raise RuntimeError(f"the answer to segment {self.sequence} has another shape than the question")
 
     def settle(self, answer: SegmentCommitted) -> tuple[int, int]:
         """Give every batch its own outcome; how many were refused, and how many were duplicates."""
         refused = duplicate = 0
-        for waiters, outcomes in zip(self.waiters, answer.extents, strict=True):
-            for (ticket, index), outcome in zip(waiters, outcomes, strict=True):
+        for (tickets, indexes), outcomes in zip(self.waiters, answer.extents, strict=True):
+            for ticket, index, outcome in zip(tickets, indexes, outcomes, strict=True):
                 if outcome.refusal is not None:
                     refused += 1
                 elif outcome.duplicate:
@@ -93,8 +93,8 @@ class SealedSegment:
 
     def fail(self, error: IngestFailed) -> None:
         """Give every batch ``error``."""
-        for waiters in self.waiters:
-            for ticket, index in waiters:
+        for tickets, indexes in self.waiters:
+            for ticket, index in zip(tickets, indexes, strict=True):
                 ticket.settle(index, error)
         self._release()
 

@@ -38,7 +38,7 @@ _MAGIC = b"TIDELOG\x00"
 _TRAILER = struct.Struct(">IIHHI8s")
 _TRAILER_CHECKED_BYTES = 12
 assert _TRAILER.size == TRAILER_BYTES
-_SMALL_BYTES = 16 << 10
+_SMALL_BYTES = 8 << 10
 """Batches below this are copied together; at this size copying costs about what handling a separate chunk does."""
 _PIECE_BYTES = 1 << 20
 _COMBINED_BYTES_MIN = 256 << 10

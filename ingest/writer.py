@@ -231,6 +231,6 @@ class SegmentWriter:
             segment.timer.cancel()
             self._budget.give("segment", segment.charged_batches * BATCH_OVERHEAD_BYTES)
             for run in segment.runs.values():
-                for ticket, index in run.waiters:
+                for ticket, index in zip(run.tickets, run.indexes, strict=True):
                     ticket.settle(index, error)
         self._committer.fail_all(error, outcome)
