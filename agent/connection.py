@@ -23,7 +23,7 @@ from agent.outgoing import Outgoing
 from agent.slots import Slot
 from agent.wire.apis import API_BY_KEY, API_VERSIONS, FETCH, JOIN_GROUP, PRODUCE, SYNC_GROUP, Api
 from agent.wire.codec import BODY_BYTES_MAX, decode_header, decode_request
-from agent.wire.errors import DecodeError, FrameError
+from agent.wire.errors import DecodeError
 from agent.wire.frames import Block
 from agent.wire.produce_codec import PartitionRefusal, decode_produce
 
@@ -89,8 +89,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pumping = False
         self._produces = False
         self._write_paused = False
-        self._busy_at = 0.0
-        self._stall_began = 0.0
+        self._busy_at = self._stall_began = server.coarse_now
         self._stall_bytes = 0
         self._flush_is_due = False
 
@@ -139,17 +138,15 @@ class Connection(asyncio.BufferedProtocol):
         intake, server = self._intake, self._server
         assert intake is not None
         server.metrics.received_bytes += count
-        try:
-            block = intake.received(count, server.coarse_now)
-        except FrameError as error:
-            self._refuse(Slot(self, None, None), BAD_FRAME, str(error))
-            self._pump()
-            return
+        block = intake.received(count, server.coarse_now)
         if block is not None:
             block.arrived_at = server.clock.monotonic()
             self._blocks.append(block)
             self._pump()
-        if self._produces and server.agent.budget.exhausted:
+        if intake.failure is not None and not self._ending:
+            self._refuse(Slot(self, None, None), BAD_FRAME, intake.failure)
+            self._pump()
+        elif self._produces and server.agent.budget.exhausted:
             intake.wait_for_memory()
 
     def pause_writing(self) -> None:

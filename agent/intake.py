@@ -64,17 +64,26 @@ class Intake:
         """When the connection last received something or was last let read."""
 
     @property
+    def failure(self) -> str | None:
+        """Why the stream is lost, once it is."""
+        return self._splitter.failure
+
+    @property
     def mid_frame(self) -> bool:
         return self._splitter.mid_frame
 
     def buffer(self) -> memoryview:
-        """Where the transport reads to next; little room while memory is short."""
-        return self._splitter.read_buffer(self._budget.exhausted)
+        """Where the transport reads to next; little room while memory is short, and never beyond what is reserved."""
+        splitter = self._splitter
+        buffer = splitter.read_buffer(self._budget.exhausted)
+        if self._reserved_bytes < splitter.frame_bytes:
+            return buffer[: self._reserved_bytes - splitter.received_bytes]
+        return buffer
 
     def received(self, count: int, now: float) -> Block | None:
         """The frames that ``count`` more bytes completed, which the caller owes the budget's "request" bytes for.
 
-        :raises agent.wire.errors.FrameError: the stream is lost.
+        See :attr:`failure` too.
         """
         self.active_at = now
         block = self._splitter.received(count)

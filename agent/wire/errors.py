@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 
-class FrameError(Exception):
-    """The peer announced a frame that cannot be: a negative or too large length. Nothing after it can be read."""
-
-
 class DecodeError(Exception):
     """A complete frame is not a request of its API and version. The stream is intact, the request is not."""
 

@@ -15,8 +15,6 @@ import mmap
 import struct
 from typing import Final
 
-from agent.wire.errors import FrameError
-
 SCRATCH_BYTES: Final = 128 * 1024
 """Small requests in one read, at most; the kernel's socket buffer rarely holds more."""
 PROBE_BYTES: Final = 2 * 1024
@@ -65,10 +63,21 @@ class FrameSplitter:
     """One connection's place in its stream. Strictly alternate :meth:`read_buffer` and :meth:`received`.
 
     When ``wanted_bytes`` is not zero after :meth:`received`, a frame of that length has begun: call
-    :meth:`begin_frame` before the next read, as soon as its memory may be taken.
+    :meth:`begin_frame` before the next read, as soon as its memory may be taken. When ``failure`` says something, the
+    peer announced a frame that cannot be, and nothing after it can be read.
     """
 
-    __slots__ = ("_filled", "_frame", "_frame_bytes_max", "_head", "_large", "_scratch", "_view", "wanted_bytes")
+    __slots__ = (
+        "_filled",
+        "_frame",
+        "_frame_bytes_max",
+        "_head",
+        "_large",
+        "_scratch",
+        "_view",
+        "failure",
+        "wanted_bytes",
+    )
 
     def __init__(self, scratch: Scratch, frame_bytes_max: int) -> None:
         self._scratch = scratch
@@ -78,6 +87,7 @@ class FrameSplitter:
         self._view: memoryview | None = None
         self._filled = 0
         self._large = False
+        self.failure: str | None = None
         self.wanted_bytes = 0
 
     @property
@@ -108,10 +118,7 @@ class FrameSplitter:
         return self._scratch.view[head_bytes:]
 
     def received(self, count: int) -> Block | None:
-        """``count`` bytes were read into the buffer. Returns the frames that they completed.
-
-        :raises FrameError: a length is negative, too small for any request, or above the limit. The stream is lost.
-        """
+        """``count`` bytes were read into the buffer. Returns the frames that they completed."""
         if self._frame is None:
             return self._split(len(self._head) + count)
         self._filled += count
@@ -132,7 +139,9 @@ class FrameSplitter:
         while available - position >= 4:
             (length,) = _LENGTH.unpack_from(scratch, position)
             if not REQUEST_BYTES_MIN <= length <= self._frame_bytes_max:
-                raise FrameError(f"a frame of {length} bytes")
+                self.failure = f"a frame of {length} bytes"
+                available = position
+                break
             end = position + 4 + length
             if end > available:
                 self.wanted_bytes = length

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.wire.errors import FrameError
 from agent.wire.frames import LAZY_BYTES_MIN, PROBE_BYTES, SCRATCH_BYTES, Block, FrameSplitter, Scratch
 
 LIMIT = 100 * 1024 * 1024
@@ -69,9 +68,12 @@ def test_small_frames_of_one_read_share_one_block() -> None:
 @pytest.mark.parametrize("length", [-1, -(2**31), 0, 7, LIMIT + 1, 2**31 - 1])
 def test_an_impossible_length_ends_the_stream(length: int) -> None:
     splitter = FrameSplitter(Scratch(), LIMIT)
-    splitter.read_buffer(False)[:4] = struct.pack(">i", length)
-    with pytest.raises(FrameError, match=str(length)):
-        splitter.received(4)
+    data = frame(b"12345678") + struct.pack(">i", length) + b"more"
+    splitter.read_buffer(False)[: len(data)] = data
+    block = splitter.received(len(data))
+    assert block is not None and contents(block) == [b"12345678"], "what came before it is whole"
+    assert splitter.failure == f"a frame of {length} bytes"
+    assert not splitter.mid_frame
 
 
 def test_a_very_large_frame_costs_nothing_before_its_bytes_come() -> None:
