@@ -13,7 +13,7 @@ from benchmarks.peers.kafka import Kafka
 from tests.support.cluster import TidelogProcess
 
 REFERENCE = "TIDELOG_TEST_REFERENCE"
-"""``kafka`` (or the address of one): run the client tests against Apache Kafka, where what they expect must hold too."""
+"""``kafka`` or the address of one: run the client tests against Apache Kafka, where what they expect must hold too."""
 
 
 

@@ -1,4 +1,4 @@
-"""Apache Kafka itself, one KRaft node from the jars of Maven Central: peer of the benchmarks, reference of the tests."""
+"""Apache Kafka itself, one KRaft node from Maven Central: the peer of the benchmarks and the reference of the tests."""
 
 from __future__ import annotations
 

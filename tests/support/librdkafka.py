@@ -20,7 +20,7 @@ def create_topic(
 
 
 def produce(bootstrap: str, topic: str, records: Iterable[dict[str, Any]], **config: object) -> list[Message]:
-    """Produce ``records`` (arguments of ``Producer.produce``); the acknowledged messages in the order of acknowledgement."""
+    """Produce ``records`` (arguments of ``Producer.produce``); the messages in the order of their acknowledgements."""
     producer = Producer({"bootstrap.servers": bootstrap, "log_level": 0, "linger.ms": 5, **_dotted(config)})
     delivered: list[Message] = []
 

@@ -1,4 +1,4 @@
-"""The Java client 4.2 through Kafka's own tools: verifiable and performance producers and consumers, and the commands."""
+"""The Java client 4.2 in Kafka's own tools: verifiable and performance producers and consumers, and the commands."""
 
 from __future__ import annotations
 
