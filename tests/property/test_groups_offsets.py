@@ -1,6 +1,8 @@
 """Committed offsets through failing writes, reloads and restarts: what was answered is never lost or undone."""
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import hypothesis.strategies as st
 from hypothesis import given, settings
@@ -78,14 +80,26 @@ class OneGroup:
             assert offset in self.attempted[partition]
             self.at_least[partition] = max(self.at_least[partition], offset)
 
+    async def request(self, work: Coroutine[Any, Any, None]) -> None:
+        """Wait for it, or only for its beginning while writes are held back."""
+        self.under_way.append(asyncio.get_running_loop().create_task(work))
+        await (asyncio.sleep(0.001) if self.store.gate is not None else self.under_way[-1])
+
+    def release(self) -> None:
+        if self.store.gate is not None:
+            self.store.gate.set()
+        self.store.gate = None
+
     async def step(self, step: str) -> None:
         match step:
             case "commit 0" | "commit 1":
-                await self.commit(int(step[-1]))
-            case "commit later":
-                self.under_way.append(asyncio.get_running_loop().create_task(self.commit(0)))
+                await self.request(self.commit(int(step[-1])))
             case "fetch":
-                await self.fetch()
+                await self.request(self.fetch())
+            case "hold":
+                self.store.gate = self.store.gate or asyncio.Event()
+            case "release":
+                self.release()
             case "fail before":
                 self.store.fail_before += 1
             case "fail after":
@@ -95,6 +109,7 @@ class OneGroup:
             case "wait":
                 await asyncio.sleep(5)
             case "restart":
+                self.release()
                 await self.supervisor.stop()
                 await asyncio.gather(*self.under_way)
                 await self.start()
@@ -105,8 +120,9 @@ class OneGroup:
         await self.start()
         for step in steps:
             await self.step(step)
-        self.store.fail_before = self.store.fail_after = self.store.unreadable = 0
+        self.release()
         await asyncio.gather(*self.under_way)
+        self.store.fail_before = self.store.fail_after = self.store.unreadable = 0
         await asyncio.sleep(10)
         await self.fetch()
         await self.groups.stop()
@@ -117,8 +133,8 @@ class OneGroup:
 STEPS = [
     "commit 0",
     "commit 1",
-    "commit later",
-    "commit later",
+    "hold",
+    "release",
     "fetch",
     "fetch",
     "fail before",
