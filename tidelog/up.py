@@ -12,6 +12,7 @@ import uvloop
 
 from metadata.store.port import StoreUnavailable
 from runtime.clock import Clock, SystemEntropy
+from runtime.heap import freeze_heap, tune_heap
 from runtime.logs import configure_logs
 from runtime.settings import Settings, SettingsError
 from storage.store import StorageError, StorageRefused
@@ -31,6 +32,7 @@ def run(settings: Settings, clock: Clock, process_started: float) -> int:
     A second signal does not wait for the drain: nothing that was acknowledged is lost by that either.
     """
     configure_logs(settings.log.level, settings.log.form)
+    tune_heap()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(settings, clock, process_started))
 
@@ -62,6 +64,7 @@ async def _serve(settings: Settings, clock: Clock, process_started: float) -> in
             code, message = problem
             print(f"tidelog: {message}", file=sys.stderr)
             return code
+        freeze_heap()
         _print_banner(tidelog, settings, clock.monotonic() - process_started)
         await stopping.wait()
         if failures:
