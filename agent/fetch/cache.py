@@ -1,7 +1,8 @@
 """What the fetch path keeps in memory, in two pools that cannot push each other out.
 
 The *hot* pool serves the tail: whole segments straight from the writer, blocks of segments other agents wrote, and
-the patched runs of both. The *cold* pool serves re-reads of old data: blocks and runs. Every byte is counted under
+the patched runs of both. The *cold* pool serves re-reads of old data: blocks and runs; it may fill what the hot pool
+leaves free, until that needs it. Every byte is counted under
 the budget's "cache"; whatever nobody uses right now can be evicted at any time.
 """
 
@@ -70,7 +71,7 @@ class FetchCache:
         capacity_bytes = int(settings.budget_bytes * settings.cache_share)
         cold_bytes = int(capacity_bytes * settings.cold_share)
         self.hot = Pool(capacity_bytes - cold_bytes, budget)
-        self.cold = Pool(cold_bytes, budget)
+        self.cold = Pool(cold_bytes, budget, lender=self.hot)
 
     def segment_uploaded(self, segment_key: str, chunks: Sequence[tuple[int, Chunk]]) -> None:
         """Keep what the writer has in memory anyway, so that tailing costs no GET."""
@@ -97,6 +98,11 @@ class FetchCache:
         key = ("run", extent.segment_key, extent.byte_position)
         pool = self.hot if hot else self.cold
         return pool.insert(key, run, run.held_bytes, pins, sources if run.borrowed else ())
+
+    def consumed(self, extent: Extent) -> None:
+        """A consumer has had all of the extent's run. One that catches up does not come back: if the run is old data,
+        its copy goes at once (the blocks it was made from stay for others), so that its memory is used again."""
+        self.cold.drop(("run", extent.segment_key, extent.byte_position))
 
     def block(self, segment_key: str, index: int) -> Entry[bytes] | None:
         """The ``index``-th aligned block of an object; not pinned."""

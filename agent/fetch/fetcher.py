@@ -163,7 +163,7 @@ class Fetcher:
         offset = read.fetch.fetch_offset
         allowance = limit.allowance(read.fetch.byte_max)
         chunks: list[Piece] = []
-        for entry in read.runs:
+        for index, entry in enumerate(read.runs):
             run = entry.value
             part = run.slice(offset, allowance, limit.at_least_one)
             if not part.chunks:
@@ -179,6 +179,8 @@ class Fetcher:
             self._metrics.records_out += part.record_count
             if offset <= run.last_offset:
                 break
+            if not run.borrowed:
+                self.cache.consumed(read.extents[index])
         answer.chunks = chunks
         read.next_offset = offset
 

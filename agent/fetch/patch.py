@@ -234,7 +234,7 @@ class RunBuilder:
         unpack, pack = _HEAD.unpack_from, _PREFIX.pack_into
         add_position, add_last_offset = self._positions.append, self._last_offsets.append
         try:
-            while batches_max > 0 and position < end:
+            for _ in range(batches_max):
                 length, magic, attributes, delta = unpack(payload, position)
                 following = position + length + _LENGTH_OFFSET
                 if length < _BATCH_LENGTH_MIN or following > end or magic != _MAGIC or delta < 0:
@@ -246,50 +246,61 @@ class RunBuilder:
                 offset += 1
                 seen |= attributes
                 position = following
-                batches_max -= 1
+                if position == end:
+                    break
         finally:
             self._position, self._offset, self._attributes = position, offset, seen
 
     def _walk_borrowing(self, batches_max: int) -> None:
-        while batches_max > 0 and self._position < self._end:
+        end = self._end
+        while batches_max > 0 and self._position < end:
             position = self._position
-            head = self._read(position, min(_HEAD.size, self._end - position))
-            length, magic, attributes, delta = _HEAD.unpack_from(head[0] if len(head) == 1 else b"".join(head))
+            view, begin = self._source_at(position)
+            if begin + _HEAD.size > len(view):
+                view, begin = memoryview(b"".join(self._read(position, min(_HEAD.size, end - position)))), 0
+            length, magic, attributes, delta = _HEAD.unpack_from(view, begin)
             following = position + length + _LENGTH_OFFSET
-            if length < _BATCH_LENGTH_MIN or following > self._end or magic != _MAGIC or delta < 0:
+            if length < _BATCH_LENGTH_MIN or following > end or magic != _MAGIC or delta < 0:
                 raise self._bad_batch(position, length, magic, delta)
             prefix = _PREFIX.pack(self._offset, length, LEADER_EPOCH)
-            body = self._read(position + _PREFIX.size, following - position - _PREFIX.size)
+            body = self._read(position + _PREFIX.size, length + _LENGTH_OFFSET - _PREFIX.size)
             if length < BORROW_BATCH_BYTES_MIN:
                 self._small += prefix
                 for part in body:
                     self._small += part
             else:
-                self._flush_small()
+                if self._small:
+                    self._flush_small()
                 self._pieces.append(prefix)
-                self._pieces.extend(body)
+                self._pieces += body
                 self._copied += _PREFIX.size
             self._positions.append(position)
-            self._last_offsets.append(self._offset + delta)
-            self._offset += delta + 1
+            self._offset += delta
+            self._last_offsets.append(self._offset)
+            self._offset += 1
             self._attributes |= attributes
             self._position = following
             batches_max -= 1
 
-    def _read(self, position: int, length: int) -> list[memoryview]:
-        """Views of ``length`` bytes from ``position`` on; moves forward only (but for the bytes just peeked at)."""
-        sources = self._sources
-        while position >= self._source_start + len(sources[self._source_index]):
-            self._source_start += len(sources[self._source_index])
+    def _source_at(self, position: int) -> tuple[memoryview, int]:
+        """The source that ``position`` lies in, and where in it. Only forwards."""
+        view = self._sources[self._source_index]
+        while position >= self._source_start + len(view):
+            self._source_start += len(view)
             self._source_index += 1
-        index, begin = self._source_index, position - self._source_start
-        views: list[memoryview] = []
+            view = self._sources[self._source_index]
+        return view, position - self._source_start
+
+    def _read(self, position: int, length: int) -> list[memoryview]:
+        """Views of ``length`` bytes from ``position`` on."""
+        view, begin = self._source_at(position)
+        views = [view[begin : begin + length]]
+        length -= len(views[0])
+        index = self._source_index
         while length > 0:
-            view = sources[index][begin : begin + length]
-            views.append(view)
-            length -= len(view)
-            begin = 0
             index += 1
+            views.append(self._sources[index][:length])
+            length -= len(views[-1])
         return views
 
     def _flush_small(self) -> None:

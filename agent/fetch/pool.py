@@ -54,10 +54,17 @@ class Entry(Generic[T]):
 
 
 class Pool:
-    """Entries by key, at most ``capacity_bytes`` of them unless they are pinned. One event loop."""
+    """Entries by key, at most ``capacity_bytes`` of them unless they are pinned. One event loop.
 
-    def __init__(self, capacity_bytes: int, budget: Budget) -> None:
+    A pool with a ``lender`` may also use what the lender has free, and gives it back when the lender fills up.
+    """
+
+    def __init__(self, capacity_bytes: int, budget: Budget, lender: Pool | None = None) -> None:
         self.capacity_bytes = capacity_bytes
+        self._lender = lender
+        self._borrower: Pool | None = None
+        if lender is not None:
+            lender._borrower = self
         self.held_bytes = 0
         self.pinned_bytes = 0
         self._budget = budget
@@ -95,6 +102,8 @@ class Pool:
             self.pinned_bytes += byte_length
         self._budget.take(PURPOSE, byte_length)
         self._shrink()
+        if self._borrower is not None:
+            self._borrower._shrink()
         return entry
 
     def drop(self, key: Hashable) -> None:
@@ -128,15 +137,22 @@ class Pool:
             entry._kept = False
             self._free(entry)
 
+    def _retire(self, entry: Entry[object]) -> None:
+        if entry._kept:
+            self._entries.move_to_end(entry._key, last=False)
+
     def _allowed(self) -> float:
-        return self.capacity_bytes * PRESSED_SHARE if self._budget.exhausted else self.capacity_bytes
+        if self._budget.exhausted:
+            return self.capacity_bytes * PRESSED_SHARE
+        lender = self._lender
+        return self.capacity_bytes + (max(0, lender.capacity_bytes - lender.held_bytes) if lender is not None else 0)
 
     def _free(self, entry: Entry[object]) -> None:
         self.held_bytes -= entry.byte_length
         self._budget.give(PURPOSE, entry.byte_length)
         sources, entry._sources = entry._sources, ()
         for source in sources:
-            if source._kept and source.pins == 1:
+            if source.pins == 1:
                 # Its last user was the least recently used: so is it, wherever it stood while it was pinned.
-                source._pool._entries.move_to_end(source._key, last=False)
+                source._pool._retire(source)
             source.unpin()

@@ -73,3 +73,18 @@ def test_while_the_budget_is_exhausted_half_of_it_must_do() -> None:
     budget.take("request", 990)
     pool.insert("e", "e", 24, pins=0)
     assert pool.held_bytes <= 50
+
+
+def test_a_borrower_uses_what_is_free_and_gives_it_back() -> None:
+    budget = Budget(1000)
+    hot = Pool(100, budget)
+    cold = Pool(20, budget, lender=hot)
+    for key in range(12):
+        cold.insert(key, key, 10, pins=0)
+    assert cold.held_bytes == 120
+    hot.insert("a", "a", 90, pins=0)
+    assert (hot.held_bytes, cold.held_bytes) == (90, 30)
+    cold.insert("x", "x", 10, pins=0)
+    assert hot.contains("a") and cold.held_bytes == 30
+    hot.insert("b", "b", 100, pins=0)
+    assert (hot.held_bytes, cold.held_bytes) == (100, 20)
