@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 from collections.abc import Mapping
 from typing import Final
-
-import structlog
 
 from agent.connection import SHUTDOWN, Connection
 from agent.context import Agent
 from agent.dispatch import HANDLERS, Dispatcher, Handler
 from agent.failure_log import FailureLog
+from agent.file_limit import raise_file_limit
 from agent.wire.codec import warm_up
 from agent.wire.frames import Scratch
 from runtime.tasks import Supervisor
 
 BACKLOG: Final = 4096
 """Connections the kernel holds for us: a fleet of shippers reconnects at once when an agent restarts."""
-OTHER_FILES: Final = 512
-"""File descriptors kept for everything that is not a Kafka connection."""
 SWEEP_SECONDS: Final = 1.0
 WARM_UP_PAUSE_SECONDS: Final = 0.002
-
-_log = structlog.get_logger("tidelog.kafka")
 
 
 class KafkaServer:
@@ -78,7 +72,7 @@ class KafkaServer:
     async def start(self) -> None:
         """Accept connections from now on."""
         assert self._socket is not None, "bind before start"
-        _raise_file_limit(self.limits.connections_max)
+        raise_file_limit(self.limits.connections_max)
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
         self._socket = None
@@ -180,20 +174,3 @@ class KafkaServer:
         self.failures.sweep()
         for connection in list(self._connections):
             connection.sweep(self.coarse_now)
-
-
-def _raise_file_limit(connections_max: int) -> None:
-    """Let this process have a file descriptor per connection, or say that it cannot."""
-    wanted = connections_max + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        _log.warning(
-            "few_file_descriptors",
-            allowed=allowed,
-            wanted=wanted,
-            hint="raise ulimit -n, or lower connection.connections_max",
-        )

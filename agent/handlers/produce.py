@@ -33,6 +33,7 @@ from agent.wire.produce_codec import (
     RecordError,
     TopicResults,
     encode_produce_response,
+    encode_single_ack,
 )
 from ingest.batch_header import BatchHeader
 from ingest.records import BatchFault, parse_header, validate
@@ -91,7 +92,7 @@ class ProduceCall(Slot):
             self.refuse(_NO_TRANSACTIONS)
             return True
         assert self.block is not None
-        payloads = memoryview(self.block.buffer)
+        payloads = self.block.view
         directory = self._agent.topics
         for name, spans in request.topics:
             view = directory.by_name(name)
@@ -195,13 +196,29 @@ class ProduceCall(Slot):
             self._answer(None)
             return
         metrics = self._agent.metrics
-        ticket = ProduceTicket(len(batches), self._answer)
+        ticket = ProduceTicket(len(batches), self._settled)
         append = self._agent.writer.append
         for index, batch in enumerate(batches):
             metrics.received_records += batch.record_count
             append(ticket, index, batch)
         metrics.received_batches += len(batches)
         self._batches = []
+
+    def _settled(self, ticket: ProduceTicket) -> None:
+        """Every batch has its outcome: answer. The request of one acknowledged batch, the commonest, comes first."""
+        topics = self._topics
+        if len(ticket.outcomes) == 1 and len(topics) == 1 and len(topics[0][1]) == 1:
+            outcome = ticket.outcomes[0]
+            row = topics[0][1][0]
+            request = self._request
+            if type(outcome) is BatchCommitted and outcome.refusal is None and request.acks != 0 and len(row) == 3:
+                ack = (row[0], outcome.base_offset, row[2], outcome.log_start_offset)
+                assert self.api is not None
+                self.api.ok += 1
+                self.answer = encode_single_ack(request.api_version, request.correlation_id, topics[0][0], ack)
+                self.owner.completed(self)
+                return
+        self._answer(ticket)
 
     def _answer(self, ticket: ProduceTicket | None) -> None:
         has_error = False

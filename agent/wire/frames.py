@@ -31,16 +31,18 @@ FrameBuffer = bytes | bytearray | mmap.mmap
 
 
 class Block:
-    """Received bytes that hold one or more whole frames. ``spans`` are (start, end) of each in ``buffer``.
+    """Received bytes that hold one or more whole frames: ``spans`` are (start, end) of each in ``buffer``.
 
     ``open_requests`` counts the requests of it that may still refer to its bytes; its owner counts it down and gives
-    ``byte_length`` back to the budget at zero. ``next_span`` and ``arrived_at`` (monotonic seconds) are its owner's.
+    ``byte_length`` back to the budget at zero. ``view`` is all of ``buffer``; ``next_span`` and ``arrived_at``
+    (monotonic seconds) are its owner's.
     """
 
-    __slots__ = ("arrived_at", "buffer", "byte_length", "next_span", "open_requests", "spans")
+    __slots__ = ("arrived_at", "buffer", "byte_length", "next_span", "open_requests", "spans", "view")
 
     def __init__(self, buffer: FrameBuffer, spans: list[tuple[int, int]], byte_length: int) -> None:
         self.buffer = buffer
+        self.view = memoryview(buffer)
         self.spans = spans
         self.byte_length = byte_length
         self.open_requests = len(spans)

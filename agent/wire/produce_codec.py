@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from agent.wire.errors import DecodeError
 from agent.wire.frames import FrameBuffer
 from agent.wire.varint import read_uvarint, skip_tags, write_uvarint
@@ -27,6 +29,8 @@ NO_LEADER: Final = -1
 
 _HEADER: Final = struct.Struct(">hhih")
 _ACKS_TIMEOUT: Final = struct.Struct(">hi")
+_TO_TOPIC_NAME: Final = struct.Struct(">hhiih")
+_TO_RECORDS: Final = struct.Struct(">iii")
 _INT16: Final = struct.Struct(">h")
 _INT32: Final = struct.Struct(">i")
 _TWO_INT32: Final = struct.Struct(">ii")
@@ -35,19 +39,16 @@ PartitionSpan = tuple[int, int, int]
 """(partition, start, end) of its records in the frame's buffer; start is NO_RECORDS when they are null."""
 
 
-class ProduceRequest:
+class ProduceRequest(msgspec.Struct):
     """A decoded request; the spans in ``topics`` point into the buffer it was decoded from."""
 
-    __slots__ = ("acks", "api_version", "correlation_id", "partition_count", "timeout_ms", "topics", "transactional_id")
-
-    def __init__(self, api_version: int, correlation_id: int) -> None:
-        self.api_version = api_version
-        self.correlation_id = correlation_id
-        self.transactional_id: str | None = None
-        self.acks = 0
-        self.timeout_ms = 0
-        self.topics: list[tuple[str, list[PartitionSpan]]] = []
-        self.partition_count = 0
+    api_version: int
+    correlation_id: int
+    transactional_id: str | None = None
+    acks: int = 0
+    timeout_ms: int = 0
+    partition_count: int = 0
+    topics: list[tuple[str, list[PartitionSpan]]] = []
 
 
 def decode_produce(buffer: FrameBuffer, start: int, end: int) -> ProduceRequest:
@@ -79,6 +80,22 @@ def decode_produce(buffer: FrameBuffer, start: int, end: int) -> ProduceRequest:
 
 def _decode_legacy(request: ProduceRequest, buffer: FrameBuffer, position: int) -> int:
     """Versions 3-8: fixed-size lengths."""
+    transactional, acks, timeout_ms, topic_count, name_bytes = _TO_TOPIC_NAME.unpack_from(buffer, position)
+    if transactional == -1 and topic_count == 1 and name_bytes >= 0:
+        name_end = position + 14 + name_bytes
+        partition_count, partition, length = _TO_RECORDS.unpack_from(buffer, name_end)
+        if partition_count == 1 and length >= 0:  # what a client sends that does not batch partitions
+            request.acks = acks
+            request.timeout_ms = timeout_ms
+            start = name_end + 12
+            end: int = start + length
+            request.topics = [(str(buffer[name_end - name_bytes : name_end], "utf-8"), [(partition, start, end)])]
+            request.partition_count = 1
+            return end
+    return _decode_legacy_topics(request, buffer, position)
+
+
+def _decode_legacy_topics(request: ProduceRequest, buffer: FrameBuffer, position: int) -> int:
     (length,) = _INT16.unpack_from(buffer, position)
     position += 2
     if length >= 0:
@@ -199,6 +216,32 @@ _ACK_LEGACY: Final[dict[int, struct.Struct]] = {
 _ROW: Final = struct.Struct(">ihqqq")
 _ACK_FLEXIBLE: Final = struct.Struct(">ihqqqBBB")
 _PREFIX: Final = struct.Struct(">ii")
+_SINGLE_HEAD: Final = struct.Struct(">iiih")
+_SINGLE_ROW_V3: Final = struct.Struct(">iihqqi")
+_SINGLE_ROW_V5: Final = struct.Struct(">iihqqqi")
+_SINGLE_ROW_V8: Final = struct.Struct(">iihqqqihi")
+_SINGLE_FLEXIBLE: Final = struct.Struct(">iiBBB")
+_SHORT_NAME_BYTES: Final = 126
+"""Longest name whose compact length is one byte."""
+
+
+def encode_single_ack(api_version: int, correlation_id: int, topic: str, ack: PartitionAck) -> bytes:
+    """The response frame to a request of one batch that was acknowledged. As :func:`encode_produce_response`."""
+    name = topic.encode()
+    partition, base_offset, log_append_time_ms, log_start_offset = ack
+    if api_version >= FLEXIBLE_FROM:
+        if len(name) > _SHORT_NAME_BYTES:
+            return encode_produce_response(api_version, correlation_id, [(topic, [ack])])
+        head = _SINGLE_FLEXIBLE.pack(len(name) + 47, correlation_id, 0, 2, len(name) + 1)
+        row = _ACK_FLEXIBLE.pack(partition, 0, base_offset, log_append_time_ms, log_start_offset, 1, 0, 0)
+        return b"%b%b\x02%b\0\0\0\0\0\0" % (head, name, row)
+    if api_version >= 8:
+        row = _SINGLE_ROW_V8.pack(1, partition, 0, base_offset, log_append_time_ms, log_start_offset, 0, -1, 0)
+    elif api_version >= 5:
+        row = _SINGLE_ROW_V5.pack(1, partition, 0, base_offset, log_append_time_ms, log_start_offset, 0)
+    else:
+        row = _SINGLE_ROW_V3.pack(1, partition, 0, base_offset, log_append_time_ms, 0)
+    return _SINGLE_HEAD.pack(10 + len(name) + len(row), correlation_id, 1, len(name)) + name + row
 
 
 def encode_produce_response(

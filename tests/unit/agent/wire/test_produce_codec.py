@@ -21,13 +21,23 @@ from agent.wire.produce_codec import (
     RecordError,
     decode_produce,
     encode_produce_response,
+    encode_single_ack,
 )
 
 VERSIONS = range(3, 13)
-TOPICS = {"logs": {0: b"first", 7: None, 3: b""}, "": {}, "größe": {2**31 - 1: b"x" * 300}}
+TOPICS: dict[str, dict[int, bytes | None]] = {
+    "logs": {0: b"first", 7: None, 3: b""},
+    "": {},
+    "größe": {2**31 - 1: b"x" * 300},
+}
 
 
-def request_bytes(version: int, transactional_id: str | None = None, tags: bool = False) -> bytes:
+def request_bytes(
+    version: int,
+    transactional_id: str | None = None,
+    tags: bool = False,
+    topics: dict[str, dict[int, bytes | None]] = TOPICS,
+) -> bytes:
     """A request as kio writes it, with a header before it."""
     schema = load_request_schema(0, version)
     module = __import__(schema.__module__, fromlist=["x"])
@@ -42,7 +52,7 @@ def request_bytes(version: int, transactional_id: str | None = None, tags: bool 
                     module.PartitionProduceData(index=index, records=records) for index, records in partitions.items()
                 ),
             )
-            for name, partitions in TOPICS.items()
+            for name, partitions in topics.items()
         ),
     )
     out = io.BytesIO()
@@ -176,6 +186,27 @@ def test_responses_are_written_as_kio_writes_them(version: int) -> None:
     frame = encode_produce_response(version, 42, RESULTS, [NodeEndpoint(5, "a.b", 9092)])
     assert frame[4:] == kio_response(version)
     assert struct.unpack_from(">i", frame) == (len(frame) - 4,)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("topic", ["logs", "", "größe", "x" * 126, "x" * 127, "x" * 249])
+def test_the_short_way_to_one_acknowledgement_is_the_same(version: int, topic: str) -> None:
+    ack = (3, 1234567890123, 1_700_000_000_000, 17)
+    assert encode_single_ack(version, 42, topic, ack) == encode_produce_response(version, 42, [(topic, [ack])])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("partitions", [{0: b"batch"}, {5: None}, {1: b""}])
+def test_requests_of_one_partition(version: int, partitions: dict[int, bytes | None]) -> None:
+    data = request_bytes(version, topics={"logs": partitions})
+    request = decode_produce(data, 0, len(data))
+    ((name, ((partition, start, end),)),) = request.topics
+    assert (name, partition) == ("logs", *partitions)
+    assert (None if start == NO_RECORDS else data[start:end]) == partitions[partition]
+    assert (request.acks, request.timeout_ms, request.transactional_id, request.partition_count) == (-1, 1234, None, 1)
+    for length in range(len(data)):
+        with pytest.raises(DecodeError):
+            decode_produce(data, 0, length)
 
 
 def test_an_acknowledgement_alone_carries_no_tags() -> None:
