@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -25,7 +25,9 @@ from typing import TypeVar
 import msgspec
 import structlog
 
-from metadata.deadlines import Deadlines
+from metadata.deadline_watch import DeadlineWatch
+from metadata.group_admission import check_join
+from metadata.group_lag import FindExtents, measure_lag
 from metadata.group_model import (
     GroupDescription,
     GroupLag,
@@ -40,9 +42,9 @@ from metadata.group_model import (
 )
 from metadata.group_offsets import CommittedOffsets
 from metadata.group_roster import protocols_bytes
-from metadata.group_states import Effects, GroupLimits, GroupState, check_join
+from metadata.group_states import Effects, GroupLimits, GroupState
 from metadata.groups import Group
-from metadata.model import ExtentsFound, ExtentsQuery, MetadataUnavailable, Refusal, Topic, TopicId
+from metadata.model import MetadataUnavailable, Refusal, Topic, TopicId
 from metadata.pipeline import CommandPipeline, Transaction
 from metadata.store.port import GroupDropped, GroupSaved, OffsetsDropped, OffsetsSaved, StoreSnapshot
 from runtime.clock import Clock, Entropy
@@ -63,9 +65,6 @@ CLIENT_ID_LENGTH_MAX = 255
 GROUPS_EXPIRED_PER_COMMAND = 100
 OFFSETS_EXPIRED_PER_COMMAND = 1_000
 """Both bound how long the loop and one transaction are busy with expiry."""
-RETRY_SECONDS = 1.0
-"""Deadlines that came while the pipeline could not decide are tried again after this."""
-
 T = TypeVar("T")
 
 
@@ -101,13 +100,12 @@ class GroupCoordinator:
         settings: GroupSettings,
         topics: Callable[[TopicId], Topic | None],
         high_watermark: Callable[[TopicId, int], int | None],
-        find_extents: Callable[[Sequence[ExtentsQuery]], Awaitable[list[ExtentsFound]]],
+        find_extents: FindExtents,
     ) -> None:
         """``topics`` and ``high_watermark`` answer from memory, None for what does not exist."""
         self._pipeline = pipeline
         self._clock = clock
         self._entropy = entropy
-        self._supervisor = supervisor
         self._settings = settings
         self._topics = topics
         self._high_watermark = high_watermark
@@ -123,15 +121,13 @@ class GroupCoordinator:
         self._tickets = count(1)
         self._joins: dict[int, asyncio.Future[JoinGroupAnswer]] = {}
         self._syncs: dict[int, asyncio.Future[SyncGroupAnswer]] = {}
-        self._deadlines = Deadlines()
-        self._sleeping_until_ms: int | None = None
-        self._earlier: asyncio.Future[None] | None = None
+        self._deadlines = DeadlineWatch("group-deadlines", clock, supervisor, self._due, GROUPS_EXPIRED_PER_COMMAND)
         self._stopping = False
         pipeline.on_reload(self._load)
 
     async def start(self) -> None:
         """Begin to watch deadlines; the pipeline has loaded the groups before."""
-        self._supervisor.start("group-deadlines", self._watch_deadlines())
+        self._deadlines.start()
 
     async def stop(self) -> None:
         """Send everybody who waits to look for another coordinator. The supervisor ends the task."""
@@ -156,7 +152,7 @@ class GroupCoordinator:
             entry = self._entries.get(group_id)
             if entry is None:
                 return Refusal.UNKNOWN_MEMBER_ID
-            return entry.group.heartbeat(generation_id, member_id, group_instance_id, self._now_ms())
+            return entry.group.heartbeat(generation_id, member_id, group_instance_id, self._deadlines.now_ms())
 
         return await self._pipeline.run(decide)
 
@@ -165,7 +161,7 @@ class GroupCoordinator:
             entry = self._entries.get(group_id)
             if entry is None:
                 return [Refusal.UNKNOWN_MEMBER_ID] * len(members)
-            refusals, effects = entry.group.leave(members, self._now_ms())
+            refusals, effects = entry.group.leave(members, self._deadlines.now_ms())
             self._carry_out(entry, effects, transaction)
             return refusals
 
@@ -221,12 +217,10 @@ class GroupCoordinator:
         for group_id, record in committed:
             topic = self._topics(record.topic_id)
             high_watermark = self._high_watermark(record.topic_id, record.partition)
-            if topic is None or high_watermark is None:
-                continue
-            records, seconds = 0, 0.0
-            if record.offset < high_watermark:
-                records, seconds = await self._behind(record, high_watermark)
-            lags.append(GroupLag(group_id, topic.name, record.partition, records, seconds))
+            if topic is not None and high_watermark is not None:
+                now_ms = self._clock.now_ms()
+                lag = await measure_lag(group_id, record, topic, high_watermark, self._find_extents, now_ms)
+                lags.append(lag)
         return lags
 
     def forget_topic(self, topic_id: TopicId) -> None:
@@ -253,7 +247,8 @@ class GroupCoordinator:
     def _join(self, join: JoinGroup, ticket: int, transaction: Transaction) -> None:
         entry = self._entries.get(join.group_id)
         refusal = None
-        if self._held_bytes + protocols_bytes(join.protocols) > GROUPS_BYTES_MAX:
+        is_member = entry is not None and join.member_id in entry.group.roster.members
+        if not is_member and self._held_bytes + protocols_bytes(join.protocols) > GROUPS_BYTES_MAX:
             refusal = Refusal.GROUP_MAX_SIZE_REACHED
         elif entry is None and join.member_id:
             refusal = Refusal.UNKNOWN_MEMBER_ID
@@ -264,7 +259,7 @@ class GroupCoordinator:
             answers = Effects(joins=[(ticket, JoinGroupAnswer(refusal, join.member_id))])
             transaction.after_durable(partial(self._answer, answers))
             return
-        effects = entry.group.join(join, ticket, self._member_id(join), self._now_ms())
+        effects = entry.group.join(join, ticket, self._member_id(join), self._deadlines.now_ms())
         self._carry_out(entry, effects, transaction)
 
     def _sync(self, sync: SyncGroup, ticket: int, transaction: Transaction) -> None:
@@ -273,14 +268,14 @@ class GroupCoordinator:
             answers = Effects(syncs=[(ticket, SyncGroupAnswer(Refusal.UNKNOWN_MEMBER_ID))])
             transaction.after_durable(partial(self._answer, answers))
             return
-        self._carry_out(entry, entry.group.sync(sync, ticket, self._now_ms()), transaction)
+        self._carry_out(entry, entry.group.sync(sync, ticket, self._deadlines.now_ms()), transaction)
 
     def _commit(self, commit: OffsetCommit, transaction: Transaction) -> OffsetCommitAnswer:
         entry = self._entries.get(commit.group_id)
         refusal: Refusal | None = None
         if entry is not None:
             refusal = entry.group.check_commit(
-                commit.generation_id, commit.member_id, commit.group_instance_id, self._now_ms()
+                commit.generation_id, commit.member_id, commit.group_instance_id, self._deadlines.now_ms()
             )
         elif commit.generation_id >= 0:
             refusal = Refusal.GROUP_ID_NOT_FOUND
@@ -339,6 +334,7 @@ class GroupCoordinator:
             entry.check_ms = None
         if effects.persist:
             transaction.change(GroupSaved(group.record(entry.state_changed_ms)))
+            transaction.after_durable(partial(_log_group, group.describe(with_members=False), group.generation_id))
             entry.durable = True
         if effects.joins or effects.syncs:
             transaction.after_durable(partial(self._answer, effects))
@@ -367,7 +363,7 @@ class GroupCoordinator:
         """The groups are those that are durable. Who waited in one that is not must join anew."""
         self._answer_all(Refusal.NOT_COORDINATOR)
         self._deadlines.clear()
-        now_ms = self._now_ms()
+        now_ms = self._deadlines.now_ms()
         self._entries = {}
         for record in snapshot.groups:
             group = Group.restore(record, self._limits, now_ms)
@@ -385,9 +381,6 @@ class GroupCoordinator:
 
     # --- time -------------------------------------------------------------------------------------------
 
-    def _now_ms(self) -> int:
-        return int(self._clock.monotonic() * 1000)
-
     def _arm(self, entry: _Entry) -> None:
         """Watch the group's next deadline, and when it is empty, the end of its retention."""
         group = entry.group
@@ -395,15 +388,10 @@ class GroupCoordinator:
         if group.state is GroupState.EMPTY and not group.pending:
             if entry.check_ms is None:
                 entry.check_ms = self._retained_until_ms(entry)
-            check_ms = self._now_ms() + max(entry.check_ms - self._clock.now_ms(), 0)
+            check_ms = self._deadlines.now_ms() + max(entry.check_ms - self._clock.now_ms(), 0)
             wake_ms = check_ms if wake_ms is None else min(wake_ms, check_ms)
         if wake_ms is not None:
-            self._wake_at(group.group_id, wake_ms)
-
-    def _wake_at(self, group_id: str, deadline_ms: int) -> None:
-        self._deadlines.set(group_id, deadline_ms)
-        if self._sleeping_until_ms is None or deadline_ms < self._sleeping_until_ms:
-            _settle(self._earlier, None)
+            self._deadlines.set(group.group_id, wake_ms)
 
     def _retained_until_ms(self, entry: _Entry) -> int:
         """When (wall clock) the empty group's oldest offset, or without offsets the group, has to go."""
@@ -412,37 +400,12 @@ class GroupCoordinator:
             return entry.state_changed_ms + EMPTY_GROUP_KEPT_MS
         return max(oldest_ms, entry.state_changed_ms) + self._settings.offsets_retention_ms
 
-    async def _watch_deadlines(self) -> None:
-        while True:
-            due = self._deadlines.due(self._now_ms(), GROUPS_EXPIRED_PER_COMMAND)
-            if not due:
-                await self._sleep()
-                continue
-            try:
-                await self._pipeline.run(partial(self._expire, due))
-            except MetadataUnavailable as error:
-                _log.warning("group_expiry_postponed", groups=len(due), error=str(error))
-                for group_id in due:
-                    self._deadlines.set(group_id, self._now_ms() + int(RETRY_SECONDS * 1000))
-                await self._clock.sleep(RETRY_SECONDS)
-
-    async def _sleep(self) -> None:
-        """Until the earliest deadline, or until an earlier one is set."""
-        self._earlier = asyncio.get_running_loop().create_future()
-        self._sleeping_until_ms = self._deadlines.next_ms()
-        if self._sleeping_until_ms is None:
-            await self._earlier
-            return
-        seconds = max((self._sleeping_until_ms - self._now_ms()) / 1000, 0.001)
-        sleep = self._supervisor.start("group-deadline", self._clock.sleep(seconds))
-        try:
-            await asyncio.wait((sleep, self._earlier), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleep.cancel()
+    async def _due(self, group_ids: Sequence[str]) -> None:
+        await self._pipeline.run(partial(self._expire, group_ids))
 
     def _expire(self, group_ids: Sequence[str], transaction: Transaction) -> None:
         """The deadlines of these groups have come."""
-        now_ms = self._now_ms()
+        now_ms = self._deadlines.now_ms()
         for group_id in group_ids:
             entry = self._entries.get(group_id)
             if entry is None:
@@ -466,19 +429,12 @@ class GroupCoordinator:
         if not entry.offsets:
             self._drop(entry, transaction)
 
-    async def _behind(self, record: OffsetRecord, high_watermark: int) -> tuple[int, float]:
-        """Records and seconds from a committed offset to the end of its partition."""
-        query = ExtentsQuery(record.topic_id, record.partition, record.offset, 1)
-        (found,) = await self._find_extents([query])
-        if found.refusal is Refusal.OFFSET_OUT_OF_RANGE and record.offset < found.log_start_offset:
-            (found,) = await self._find_extents([msgspec.structs.replace(query, offset=found.log_start_offset)])
-        records = max(high_watermark - max(record.offset, found.log_start_offset), 0)
-        if not found.extents:
-            return records, 0.0
-        return records, max(self._clock.now_ms() - found.extents[0].commit_ms, 0) / 1000
-
 
 def _settle(waiting: asyncio.Future[T] | None, answer: T) -> None:
     """Answer one who waits, unless it was cancelled."""
     if waiting is not None and not waiting.done():
         waiting.set_result(answer)
+
+
+def _log_group(group: GroupDescription, generation_id: int) -> None:
+    _log.info("group_saved", group=group.group_id, state=group.state, generation=generation_id)

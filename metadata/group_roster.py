@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from metadata.group_model import JoinGroup, MemberRecord
+from metadata.group_model import DescribedMember, JoinedMember, JoinGroup, MemberRecord
 from metadata.model import Refusal
 
 
@@ -88,6 +88,8 @@ class Roster:
     def __init__(self) -> None:
         self.members: dict[str, Member] = {}
         self.held_bytes = 0
+        self.joins_parked = 0
+        """How many of the members have a join ticket."""
         self._static: dict[str, str] = {}
         self._support: Counter[str] = Counter()
 
@@ -144,6 +146,27 @@ class Roster:
     def rebalance_timeout_ms(self) -> int:
         """The longest of all members'; 0 without any."""
         return max((member.rebalance_timeout_ms for member in self.members.values()), default=0)
+
+    def joined(self, protocol_name: str) -> tuple[JoinedMember, ...]:
+        """Everybody and what they said under the protocol, as the leader is told."""
+        return tuple(
+            JoinedMember(member.member_id, member.group_instance_id, member.metadata(protocol_name))
+            for member in self.members.values()
+        )
+
+    def described(self, protocol_name: str | None) -> tuple[DescribedMember, ...]:
+        """Everybody; metadata and assignment only under an agreed protocol."""
+        return tuple(
+            DescribedMember(
+                member.member_id,
+                member.group_instance_id,
+                member.client_id,
+                member.client_host,
+                b"" if protocol_name is None else member.metadata(protocol_name),
+                b"" if protocol_name is None else member.assignment,
+            )
+            for member in self.members.values()
+        )
 
     def _count(self, member: Member, sign: int) -> None:
         self.held_bytes += sign * member.held_bytes()

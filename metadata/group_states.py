@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from metadata.group_model import JoinGroup, JoinGroupAnswer, SyncGroupAnswer
+from metadata.group_model import JoinGroupAnswer, SyncGroupAnswer
 from metadata.model import Refusal
 
 GROUP_BYTES_MAX = 16 * 1024 * 1024
@@ -95,6 +95,31 @@ class GroupLimits:
     bytes_max: int = GROUP_BYTES_MAX
 
 
+class InitialDelay:
+    """How long the first rebalance of a group waits for more members (Kafka's InitialDelayedJoin).
+
+    It begins with ``step_ms``; each step in which somebody joined is followed by another, up to the rebalance timeout.
+    """
+
+    __slots__ = ("_remaining_ms", "_step_ms", "delay_ms", "joined")
+
+    def __init__(self, step_ms: int, rebalance_timeout_ms: int) -> None:
+        self.delay_ms = step_ms
+        self.joined = False
+        self._step_ms = step_ms
+        self._remaining_ms = max(rebalance_timeout_ms - step_ms, 0)
+
+    def extend(self) -> bool:
+        """The step is over: True when there is another one, of ``delay_ms``."""
+        if not self.joined or not self._remaining_ms:
+            return False
+        self.joined = False
+        delay_ms = min(self._step_ms, self._remaining_ms)
+        self._remaining_ms = max(self._remaining_ms - self.delay_ms, 0)
+        self.delay_ms = delay_ms
+        return True
+
+
 @dataclass(slots=True)
 class Effects:
     """What the driver must do: make the group's record durable if ``persist``, and only then answer the tickets."""
@@ -102,12 +127,3 @@ class Effects:
     persist: bool = False
     joins: list[tuple[int, JoinGroupAnswer]] = field(default_factory=list)
     syncs: list[tuple[int, SyncGroupAnswer]] = field(default_factory=list)
-
-
-def check_join(join: JoinGroup, limits: GroupLimits) -> Refusal | None:
-    """What is wrong with a join whatever group it is for."""
-    if not join.group_id:
-        return Refusal.INVALID_GROUP_ID
-    if not limits.session_timeout_ms_min <= join.session_timeout_ms <= limits.session_timeout_ms_max:
-        return Refusal.INVALID_SESSION_TIMEOUT
-    return None

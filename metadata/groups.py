@@ -5,7 +5,7 @@ group rebalances: it collects a JoinGroup from everybody (a barrier with a deadl
 elects a leader and a protocol, and hands the leader the list of members; then it collects a SyncGroup from everybody,
 and the leader's carries the assignments, which makes the generation stable. Joins and syncs therefore *park*: each
 carries a ticket, and an effect answers the ticket later, exactly once. :data:`metadata.group_states.RULES` is
-the table of states; :mod:`metadata.group_roster` is the set of members.
+the table of states, :mod:`metadata.group_roster` the set of members, :mod:`metadata.group_admission` who may join.
 
 Two kinds of members exist. A dynamic member is its connection's: it gets an id, and is gone when it leaves, when its
 session ends, or when it misses a barrier. A static member (KIP-345) is its ``group_instance_id``: it outlives its
@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from metadata.group_admission import refuse_join
 from metadata.group_model import (
-    DescribedMember,
     GroupDescription,
     GroupRecord,
     JoinedMember,
@@ -35,8 +35,8 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
-from metadata.group_roster import Member, Roster, protocols_bytes, unique_protocols
-from metadata.group_states import RULES, Effects, GroupLimits, GroupState, Rejoin
+from metadata.group_roster import Member, Roster, unique_protocols
+from metadata.group_states import RULES, Effects, GroupLimits, GroupState, InitialDelay, Rejoin
 from metadata.model import Refusal
 
 NEW_MEMBER_JOIN_MS = 300_000
@@ -58,15 +58,11 @@ class Group:
         """Ids handed out with MEMBER_ID_REQUIRED that have not joined yet, with their deadlines."""
         self.wake_ms: int | None = None
         self._limits = limits
-        self._joins_parked = 0
         self._assigned_bytes = 0
         self._join_deadline_ms: int | None = None
         self._sync_deadline_ms: int | None = None
-        self._initial = False
+        self._initial: InitialDelay | None = None
         """This rebalance began with an empty group: it waits out its delay however many have joined."""
-        self._initial_delay_ms = 0
-        self._initial_remaining_ms = 0
-        self._joined_during_delay = False
 
     @classmethod
     def restore(cls, record: GroupRecord, limits: GroupLimits, now_ms: int) -> Group:
@@ -106,19 +102,8 @@ class Group:
 
     def describe(self, with_members: bool = True) -> GroupDescription:
         """As Kafka does: protocol, metadata and assignments are shown only while they are agreed on."""
-        stable = self.state is GroupState.STABLE
-        members = tuple(
-            DescribedMember(
-                member.member_id,
-                member.group_instance_id,
-                member.client_id,
-                member.client_host,
-                member.metadata(self.protocol_name) if stable else b"",
-                member.assignment if stable else b"",
-            )
-            for member in (self.roster.members.values() if with_members else ())
-        )
-        name = self.protocol_name if stable else ""
+        name = self.protocol_name if self.state is GroupState.STABLE else ""
+        members = self.roster.described(name or None) if with_members else ()
         return GroupDescription(self.group_id, self.state.value, self.protocol_type, name, members)
 
     # --- requests ---------------------------------------------------------------------------------------
@@ -126,7 +111,7 @@ class Group:
     def join(self, join: JoinGroup, ticket: int, new_member_id: str, now_ms: int) -> Effects:
         """A JoinGroup that ``check_join`` had nothing against. ``new_member_id`` is used if it needs one."""
         effects = Effects()
-        refusal = self._refuse_join(join)
+        refusal = refuse_join(join, self.state, self.protocol_type, self.roster, self.pending, self._limits)
         if refusal is Refusal.GROUP_MAX_SIZE_REACHED and join.member_id:
             self._remove([join.member_id], effects, now_ms)
         if refusal is not None:
@@ -245,42 +230,6 @@ class Group:
         self.wake_ms = min(self._deadlines(), default=None)
         return effects
 
-    # --- who may ----------------------------------------------------------------------------------------
-
-    def _refuse_join(self, join: JoinGroup) -> Refusal | None:
-        if self.state is GroupState.DEAD:
-            return Refusal.COORDINATOR_NOT_AVAILABLE
-        if not self._admits(join):
-            return Refusal.GROUP_MAX_SIZE_REACHED
-        if not self._speaks(join):
-            return Refusal.INCONSISTENT_GROUP_PROTOCOL
-        if join.member_id in self.pending:
-            return None if join.group_instance_id is None else Refusal.UNKNOWN_MEMBER_ID
-        return self.roster.check(join.member_id, join.group_instance_id) if join.member_id else None
-
-    def _admits(self, join: JoinGroup) -> bool:
-        """Is there room? While preparing, those who are here first stay (the group may have to shrink)."""
-        if self.roster.held_bytes + protocols_bytes(join.protocols) > self._limits.bytes_max:
-            return False
-        if not join.member_id:
-            if len(self.pending) >= self._limits.members_max:
-                return False
-            if self.roster.static_member(join.group_instance_id) is not None:
-                return True
-        if self.state is GroupState.EMPTY:
-            return True
-        member = self.roster.members.get(join.member_id)
-        if self.state is GroupState.PREPARING_REBALANCE:
-            parked = member is not None and member.join_ticket is not None
-            return parked or self._joins_parked < self._limits.members_max
-        return member is not None or len(self.roster.members) < self._limits.members_max
-
-    def _speaks(self, join: JoinGroup) -> bool:
-        """Does it speak the group's protocol type, and a protocol that all members support?"""
-        if self.state is GroupState.EMPTY:
-            return bool(join.protocol_type and join.protocols)
-        return join.protocol_type == self.protocol_type and self.roster.supports_any(join.protocols)
-
     def _check_current(self, member_id: str, group_instance_id: str | None, generation_id: int) -> Refusal | None:
         refusal = self.roster.check(member_id, group_instance_id)
         if refusal is None and generation_id != self.generation_id:
@@ -295,7 +244,8 @@ class Group:
             self.protocol_type = join.protocol_type
         self.roster.add(member)
         self.leader_id = self.leader_id or member_id
-        self._joined_during_delay = self._initial
+        if self._initial is not None:
+            self._initial.joined = True
         self._park_join(member, ticket, effects)
         self._touch(member, now_ms, NEW_MEMBER_JOIN_MS)
         self._rebalance(effects, now_ms)
@@ -310,7 +260,9 @@ class Group:
             self._rebalance(effects, now_ms)
         else:
             self._touch(member, now_ms)
-            effects.joins.append((ticket, self._joined(member, self._joined_members() if leads else ())))
+            effects.joins.append(
+                (ticket, self._joined(member, self.roster.joined(self.protocol_name) if leads else ()))
+            )
 
     def _replace_static(self, join: JoinGroup, ticket: int, new_member_id: str, effects: Effects, now_ms: int) -> None:
         """A new process of a static member takes over its place; whoever held it is fenced."""
@@ -335,7 +287,9 @@ class Group:
         effects.persist = True
         leads = self.leader_id == new_member_id
         if join.skip_assignment_supported:
-            answer = self._joined(member, self._joined_members() if leads else (), skip_assignment=leads)
+            answer = self._joined(
+                member, self.roster.joined(self.protocol_name) if leads else (), skip_assignment=leads
+            )
         else:
             # Named its old id, the leader takes itself for a follower: an assignment now would reach nobody.
             answer = self._joined(member, (), leader_id=old_leader_id)
@@ -344,7 +298,7 @@ class Group:
     def _park_join(self, member: Member, ticket: int, effects: Effects) -> None:
         self._answer_join(member, JoinGroupAnswer(Refusal.REBALANCE_IN_PROGRESS, member.member_id), effects)
         member.join_ticket = ticket
-        self._joins_parked += 1
+        self.roster.joins_parked += 1
 
     # --- the rebalance ----------------------------------------------------------------------------------
 
@@ -352,7 +306,7 @@ class Group:
         """The members changed: begin a rebalance, or finish the one that waits if nobody else is awaited."""
         if GroupState.PREPARING_REBALANCE in RULES[self.state].next_states:
             self._prepare(effects, now_ms)
-        elif not self._initial and self._all_joined():
+        elif self._initial is None and self._all_joined():
             self._complete_join(effects, now_ms)
 
     def _prepare(self, effects: Effects, now_ms: int) -> None:
@@ -364,22 +318,16 @@ class Group:
         timeout_ms = self.roster.rebalance_timeout_ms()
         if self.state is GroupState.EMPTY:
             # The members of a new group come one by one: wait for more, so that they share one rebalance.
-            self._initial, self._joined_during_delay = True, False
-            self._initial_delay_ms = self._limits.initial_rebalance_delay_ms
-            self._initial_remaining_ms = max(timeout_ms - self._initial_delay_ms, 0)
-            timeout_ms = self._initial_delay_ms
+            self._initial = InitialDelay(self._limits.initial_rebalance_delay_ms, timeout_ms)
+            timeout_ms = self._initial.delay_ms
         self._enter(GroupState.PREPARING_REBALANCE)
         self._join_deadline_ms = self._arm(now_ms + timeout_ms)
-        if not self._initial and self._all_joined():
+        if self._initial is None and self._all_joined():
             self._complete_join(effects, now_ms)
 
     def _join_deadline_passed(self, effects: Effects, now_ms: int) -> None:
-        if self._initial and self._joined_during_delay and self._initial_remaining_ms:
-            self._joined_during_delay = False
-            delay_ms = min(self._limits.initial_rebalance_delay_ms, self._initial_remaining_ms)
-            self._initial_remaining_ms = max(self._initial_remaining_ms - self._initial_delay_ms, 0)
-            self._initial_delay_ms = delay_ms
-            self._join_deadline_ms = self._arm(now_ms + delay_ms)
+        if self._initial is not None and self._initial.extend():
+            self._join_deadline_ms = self._arm(now_ms + self._initial.delay_ms)
         else:
             self._complete_join(effects, now_ms)
 
@@ -393,7 +341,7 @@ class Group:
             # Only static members are left, and none joined: their sessions decide.
             self._join_deadline_ms = self._arm(now_ms + max(self.roster.rebalance_timeout_ms(), 1))
             return
-        self._initial = False
+        self._initial = None
         self._join_deadline_ms = None
         self.generation_id += 1
         if not members:
@@ -406,7 +354,9 @@ class Group:
         self._sync_deadline_ms = self._arm(now_ms + self.roster.rebalance_timeout_ms())
         for member in members.values():
             leads = member.member_id == self.leader_id
-            self._answer_join(member, self._joined(member, self._joined_members() if leads else ()), effects)
+            self._answer_join(
+                member, self._joined(member, self.roster.joined(self.protocol_name) if leads else ()), effects
+            )
             self._touch(member, now_ms)
             member.is_new = member.synced = False
 
@@ -427,7 +377,7 @@ class Group:
         return bool(joined)
 
     def _all_joined(self) -> bool:
-        return self._joins_parked == len(self.roster.members) and not self.pending
+        return self.roster.joins_parked == len(self.roster.members) and not self.pending
 
     def _enter(self, state: GroupState) -> None:
         assert state in RULES[self.state].next_states, f"{self.state} -> {state}"
@@ -473,12 +423,6 @@ class Group:
             members,
         )
 
-    def _joined_members(self) -> tuple[JoinedMember, ...]:
-        return tuple(
-            JoinedMember(member.member_id, member.group_instance_id, member.metadata(self.protocol_name))
-            for member in self.roster.members.values()
-        )
-
     def _assigned(self, member: Member) -> SyncGroupAnswer:
         return SyncGroupAnswer(None, self.protocol_type, self.protocol_name, member.assignment)
 
@@ -486,7 +430,7 @@ class Group:
         if member.join_ticket is not None:
             effects.joins.append((member.join_ticket, answer))
             member.join_ticket = None
-            self._joins_parked -= 1
+            self.roster.joins_parked -= 1
 
     def _answer_sync(
         self, member: Member, answer: SyncGroupAnswer, effects: Effects, now_ms: int | None = None

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from metadata.group_admission import check_join
 from metadata.group_model import JoinGroup, JoinGroupAnswer, LeavingMember, SyncGroup, SyncGroupAnswer
-from metadata.group_states import RULES, Effects, GroupLimits, GroupState, check_join
+from metadata.group_states import RULES, Effects, GroupLimits, GroupState
 from metadata.groups import NEW_MEMBER_JOIN_MS, Group
 from metadata.model import Refusal
 
@@ -841,6 +842,13 @@ def test_protocol_metadata_is_bounded() -> None:
     world = World(GroupLimits(3_000, 6_000, 1_800_000, 5, bytes_max=1_000))
     world.join(a_join(protocols=(("range", bytes(900)),)))
     assert world.joins[world.join(a_join(protocols=(("range", bytes(100)),)))].refusal is Refusal.GROUP_MAX_SIZE_REACHED
+
+
+def test_a_member_of_a_full_group_may_say_the_same_again() -> None:
+    world = World(GroupLimits(3_000, 6_000, 1_800_000, 5, bytes_max=1_000))
+    world.stable("a", "b", instances=["i", None], protocols=(("range", bytes(450)),))
+    assert world.joins[world.join(a_join("b", protocols=(("range", bytes(450)),)))].refusal is None
+    assert world.joins[world.join(a_join(instance="i", protocols=(("range", bytes(450)),)), "a2")].refusal is None
 
 
 def test_a_restored_group_goes_on_without_a_rebalance() -> None:
