@@ -112,8 +112,3 @@ class FetchCache:
     def keep_block(self, segment_key: str, index: int, data: bytes, hot: bool, pins: int) -> Entry[bytes]:
         pool = self.hot if hot else self.cold
         return pool.insert(("block", segment_key, index), data, len(data), pins)
-
-    def clear(self) -> None:
-        """Forget everything nobody is using."""
-        self.hot.clear()
-        self.cold.clear()

@@ -53,7 +53,6 @@ class Fetcher:
         self._answer_bytes_max = settings.fetch.fetch_bytes_max
         self._load_bytes_max = max(self.cache.cold.capacity_bytes // 2, settings.fetch.block_bytes)
         self._turn = 0
-        self._draining = False
 
     # --- events -----------------------------------------------------------------------------------------
 
@@ -79,11 +78,6 @@ class Fetcher:
         """See :class:`ingest.writer.SegmentSink`."""
         self.cache.segment_dropped(segment_key)
 
-    def drain(self) -> None:
-        """From now on nobody waits: fetches are answered with what is there."""
-        self._draining = True
-        self._waits.wake_all()
-
     # --- fetching ---------------------------------------------------------------------------------------
 
     async def fetch(self, partitions: Sequence[PartitionFetch], limits: FetchLimits) -> Fetched:
@@ -97,7 +91,7 @@ class Fetcher:
         while True:
             located = await self._locator.locate(partitions, byte_max)
             seconds = deadline - self._clock.monotonic()
-            if located.available >= limits.byte_min or seconds <= 0 or self._draining:
+            if located.available >= limits.byte_min or seconds <= 0:
                 break
             if not await self._wait(partitions, limits.byte_min - located.available, seconds):
                 deadline = self._clock.monotonic()  # time is up, though timers may be early

@@ -6,13 +6,9 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, TypeVar
 
-import structlog
-
 from agent.fetch.pool import Entry
 from runtime.tasks import Supervisor
 from storage.store import StorageUnavailable
-
-_log = structlog.get_logger("tidelog.fetch")
 
 T = TypeVar("T")
 
@@ -36,9 +32,6 @@ class SingleFlight(Generic[T]):
         self._name = name
         self._supervisor = supervisor
         self._flights: dict[Hashable, Flight[T]] = {}
-
-    def __len__(self) -> int:
-        return len(self._flights)
 
     def is_running(self, key: Hashable) -> bool:
         return key in self._flights

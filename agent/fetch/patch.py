@@ -319,10 +319,3 @@ class RunBuilder:
     def _corrupt(self, position: int, rule: str) -> CorruptSegment:
         extent = self._extent
         return CorruptSegment(f"segment {extent.segment_key} at byte {extent.byte_position + position}: {rule}")
-
-
-def build_run(extent: Extent, sources: Sequence[memoryview]) -> Run:
-    """The whole walk at once. :raises CorruptSegment:"""
-    builder = RunBuilder(extent, sources)
-    builder.advance(extent.byte_length)
-    return builder.finish()

@@ -49,9 +49,6 @@ class Entry(Generic[T]):
         if self.pins == 0:
             self._pool.unpinned(self)
 
-    def is_kept(self) -> bool:
-        return self._kept
-
 
 class Pool:
     """Entries by key, at most ``capacity_bytes`` of them unless they are pinned. One event loop.
@@ -69,9 +66,6 @@ class Pool:
         self.pinned_bytes = 0
         self._budget = budget
         self._entries: OrderedDict[Hashable, Entry[object]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
 
     @property
     def evictable_bytes(self) -> int:
@@ -113,10 +107,6 @@ class Pool:
             entry._kept = False
             if entry.pins == 0:
                 self._free(entry)
-
-    def clear(self) -> None:
-        for key in list(self._entries):
-            self.drop(key)
 
     def unpinned(self, entry: Entry[T]) -> None:
         """The last pin of ``entry`` is gone."""

@@ -90,7 +90,7 @@ async def _run(steps: list[Write | Fetch | Disturb], block_bytes: int) -> None:
             else:
                 fetched.release()
         elif step.what == "evict":
-            world.fetcher.cache.clear()
+            world.evict()
         elif step.what == "resynchronize":
             world.fetcher.resynchronize()
         elif step.what == "release" and held:

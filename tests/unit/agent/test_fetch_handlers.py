@@ -202,7 +202,7 @@ async def test_the_answer_holds_its_bytes_until_released(clients: Clients) -> No
     )
     encoded = await fetch.handle(Call(1, 11, 7, "c", "/1"), request, clients.agent)
     assert 0 < clients.world.budget.by_purpose["response"] < 200
-    clients.world.fetcher.cache.clear()
+    clients.world.evict()
     assert clients.world.budget.by_purpose["cache"] > 5000
     encoded.release()
     assert clients.world.budget.held_bytes == 0

@@ -203,31 +203,22 @@ async def test_a_commit_during_the_metadata_call_is_not_missed(world: World) -> 
     fetched.release()
 
 
-async def test_deletion_resynchronization_and_drain_wake_everybody(world: World) -> None:
-    for event in (
-        lambda: world.fetcher.topic_deleted([TOPIC]),
-        world.fetcher.resynchronize,
-        world.fetcher.drain,
-    ):
-        waiting = asyncio.create_task(world.fetch(0, max_wait_ms=60_000))
-        await started(world)
-        if event == world.fetcher.resynchronize:
-            world.create(0)
-            await world.write([(0, [numbered(0, 1)])], announce=False)
-        elif event != world.fetcher.drain:
-            del world.metadata.logs[TOPIC, 0]
-        event()
-        if event == world.fetcher.drain:
-            break
-        fetched = await asyncio.wait_for(waiting, 5)
-        expected = None if event == world.fetcher.resynchronize else Refusal.UNKNOWN_TOPIC_ID
-        assert fetched.partitions[0].problem == expected
-        fetched.release()
-        world.create(0)
-        world.fetcher.resynchronize()
+async def test_deletion_and_resynchronization_wake_those_who_wait(world: World) -> None:
+    waiting = asyncio.create_task(world.fetch(0, max_wait_ms=60_000))
+    await started(world)
+    await world.write([(0, [numbered(0, 1)])], announce=False)
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    world.fetcher.resynchronize()
     fetched = await asyncio.wait_for(waiting, 5)
+    assert numbers(fetched.partitions[0].chunks) == [0]
     fetched.release()
-    fetched = await asyncio.wait_for(world.fetch(0, max_wait_ms=60_000), 5)
+    waiting = asyncio.create_task(world.fetch(1, max_wait_ms=60_000))
+    await started(world)
+    del world.metadata.logs[TOPIC, 0]
+    world.fetcher.topic_deleted([TOPIC])
+    fetched = await asyncio.wait_for(waiting, 5)
+    assert fetched.partitions[0].problem is Refusal.UNKNOWN_TOPIC_ID
     fetched.release()
 
 
@@ -311,7 +302,7 @@ async def test_cancelling_every_reader_lets_the_read_finish_into_the_cache(world
 async def test_a_missing_object_is_resolved_once_more(world: World) -> None:
     (old,) = await world.write([(0, [numbered(0, 3)])], tail=False)
     (await world.fetch(0)).release()
-    world.fetcher.cache.clear()
+    world.evict()
     await world.store.delete([old.segment_key])
     log = world.metadata.logs[TOPIC, 0]
     log.extents, log.high_watermark = [], 0
@@ -398,7 +389,7 @@ async def test_reads_are_bounded() -> None:
             log = world.metadata.logs[TOPIC, partition]
             first = log.high_watermark
             await world.write([(partition, [numbered(first, 3)])], tail=False, announce=announce)
-        world.fetcher.cache.clear()
+        world.evict()
         most = 0
         if not announce:
             world.fetcher.resynchronize()
@@ -479,7 +470,7 @@ async def test_the_cache_stays_under_its_share_and_keeps_what_is_in_use() -> Non
 async def test_evicted_bytes_in_use_are_counted_until_released(world: World) -> None:
     await world.write([(0, [numbered(0, 3, 50_000)])])
     fetched = await world.fetch(0)
-    world.fetcher.cache.clear()
+    world.evict()
     assert world.budget.held_bytes > 150_000
     assert numbers(fetched.partitions[0].chunks) == [0, 1, 2]
     fetched.release()
@@ -497,7 +488,7 @@ async def test_over_the_budget_a_fetch_still_gets_one_batch_and_holds_little() -
     assert numbers(fetched.partitions[0].chunks) == list(range(10))
     assert 20_000 < world.budget.by_purpose["response"] < 25_000
     await world.supervisor.stop()
-    world.fetcher.cache.clear()
+    world.evict()
     assert world.budget.by_purpose["cache"] == 0
     fetched.release()
     assert world.budget.held_bytes == 64 * MIB

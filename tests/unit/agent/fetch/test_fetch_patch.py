@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from agent.fetch.patch import BORROW_BATCH_BYTES_MIN, CorruptSegment, Run, RunBuilder, build_run
+from agent.fetch.patch import BORROW_BATCH_BYTES_MIN, CorruptSegment, Run, RunBuilder
 from metadata.model import Extent
 from tests.unit.agent.fetch.world import TOPIC, make_batch, records_of
 
@@ -17,6 +17,12 @@ def extent_of(batches: list[bytes], base_offset: int = 100) -> Extent:
     count = sum(struct.unpack_from(">i", batch, 57)[0] for batch in batches)
     length = sum(map(len, batches))
     return Extent(TOPIC, 0, base_offset, base_offset + count - 1, "segments/1", 1000, length, 0, 0)
+
+
+def build_run(extent: Extent, sources: list[memoryview]) -> Run:
+    builder = RunBuilder(extent, sources)
+    builder.advance(extent.byte_length)
+    return builder.finish()
 
 
 def cut(data: bytes, size: int) -> list[memoryview]:

@@ -62,7 +62,8 @@ def test_an_entry_larger_than_the_pool_is_used_and_forgotten() -> None:
     assert pool.contains("a")
     entry.unpin()
     assert not pool.contains("a") and budget.held_bytes == 0
-    assert pool.insert("b", "b", 500, pins=0).is_kept() is False
+    pool.insert("b", "b", 500, pins=0)
+    assert not pool.contains("b")
     assert budget.held_bytes == 0
 
 

@@ -24,7 +24,7 @@ from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import GroupSettings, IngestSettings, MemorySettings, Settings, TopicSettings
 from runtime.tasks import Supervisor
 from storage.memory import MemoryStore
-from tests.unit.agent.fetch.world import MIB, make_batch, records_of
+from tests.unit.agent.fetch.world import MIB, evict, make_batch, records_of
 
 
 class Parts:
@@ -99,7 +99,7 @@ async def parts() -> AsyncIterator[Parts]:
     await parts.start()
     yield parts
     await parts.stop()
-    parts.fetcher.cache.clear()
+    evict(parts.fetcher)
     assert parts.budget.held_bytes == 0
 
 
@@ -132,7 +132,7 @@ async def test_what_was_acknowledged_is_read_at_its_offset(parts: Parts) -> None
     assert parts.metrics.block_reads == 0, "tailing costs no GET"
 
     parts.fetcher.resynchronize()
-    parts.fetcher.cache.clear()
+    evict(parts.fetcher)
     assert await consume(1) == expected[1]
     assert parts.metrics.block_reads > 0
 

@@ -137,6 +137,12 @@ class CountingStore(MemoryStore):
         return await super().get(key, start, length)
 
 
+def evict(fetcher: Fetcher) -> None:
+    for pool in (fetcher.cache.hot, fetcher.cache.cold):
+        for key in list(pool._entries):
+            pool.drop(key)
+
+
 class World:
     """A fetcher, and a hand that writes segments and commits them."""
 
@@ -228,8 +234,12 @@ class World:
             FetchLimits(byte_max, byte_min, max_wait_ms),
         )
 
+    def evict(self) -> None:
+        """Drop every cached entry; those in use stay counted."""
+        evict(self.fetcher)
+
     async def settle(self) -> None:
         """Evict everything: what is still counted afterwards is held by somebody."""
         await self.supervisor.stop()
-        self.fetcher.cache.clear()
+        self.evict()
         assert not self.failures
