@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tidelog.client import (
@@ -25,6 +25,8 @@ from tidelog.client import (
 from tidelog.topic import partition_offsets
 
 app = typer.Typer(help="List, describe and reset consumer groups.", no_args_is_help=True)
+
+_HAS_MEMBERS = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.NON_EMPTY_GROUP)
 
 Name = Annotated[str, typer.Argument(metavar="GROUP")]
 
@@ -173,16 +175,13 @@ def _commit(admin: AdminClient, group: str, topic: str, targets: dict[int, int])
     request = ConsumerGroupTopicPartitions(group, rows)
     try:
         future = admin.alter_consumer_group_offsets([request], request_timeout=REQUEST_SECONDS)[group]
-        answer = future.result(REQUEST_SECONDS)
+        errors = [row.error for row in future.result(REQUEST_SECONDS).topic_partitions if row.error]
     except KafkaException as failure:
-        raise CommandFailed(
-            f"{group}: {describe_error(failure.args[0])} (does the group still have members?)"
-        ) from None
-    problems = [
-        f"{row.topic}[{row.partition}]: {describe_error(row.error)}" for row in answer.topic_partitions if row.error
-    ]
-    if problems:
-        raise CommandFailed("\n".join(problems))
+        errors = [failure.args[0]]
+    if any(error.code() in _HAS_MEMBERS for error in errors):
+        raise CommandFailed(f"{group} still has members: stop them first")
+    if errors:
+        raise CommandFailed(f"{group}: {'; '.join(dict.fromkeys(map(describe_error, errors)))}")
 
 
 def _milliseconds(text: str) -> int:
