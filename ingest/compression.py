@@ -7,7 +7,6 @@ fault of the bytes is a :class:`MalformedRecords`.
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Iterator
 
@@ -30,8 +29,8 @@ from ingest.batch_header import (
 from ingest.codecs import Codec, compress, decompress
 from storage.store import Chunk
 
-EXPANDED_BYTES_MAX = 64 << 20
-"""A batch may take so much memory uncompressed, whatever it claims: 60 times Kafka's default ``max.message.bytes``."""
+EXPANDED_BYTES_MAX = 32 << 20
+"""A batch may take so much memory uncompressed, whatever it claims: 30 times Kafka's default ``max.message.bytes``."""
 
 CODEC_OF_TYPE = {
     "uncompressed": Codec.NONE,
@@ -101,7 +100,7 @@ def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX) -> Iterat
 def recompress(batch: Chunk, codec: Codec, bytes_max: int = EXPANDED_BYTES_MAX) -> bytes:
     """A copy of ``batch`` with its records in ``codec``: new length, codec bits and CRC32C.
 
-    The header's record count is trusted. CPU-bound: on an event loop use :func:`recompress_off_loop`.
+    The header's record count is trusted. CPU-bound: :func:`ingest.rewrite.rewrite` does it off the event loop.
 
     :raises MalformedRecords: the records cannot be decompressed, or not within ``bytes_max``.
     """
@@ -113,11 +112,6 @@ def recompress(batch: Chunk, codec: Codec, bytes_max: int = EXPANDED_BYTES_MAX) 
     _SHORT.pack_into(copy, ATTRIBUTES_POSITION, header.attributes & ~CODEC_MASK | codec)
     _renew_crc(copy)
     return bytes(copy)
-
-
-async def recompress_off_loop(batch: Chunk, codec: Codec, bytes_max: int = EXPANDED_BYTES_MAX) -> bytes:
-    """:func:`recompress` in the loop's default thread pool. Cancelling leaves the thread to finish unobserved."""
-    return await asyncio.to_thread(recompress, batch, codec, bytes_max)
 
 
 def stamp_log_append_time(batch: Chunk, now_ms: int) -> bytearray:

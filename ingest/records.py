@@ -8,7 +8,8 @@ that the cost does not follow the number of records:
 
 - always: everything the header says, its CRC32C, and that ``record_count`` records fit at all (uncompressed);
 - uncompressed batches of up to :data:`COUNTED_RECORDS_MAX` records: the records are counted by their lengths;
-- topics that need it (compacted, or with ``message.timestamp.before.max.ms``): every record, decompressed, bounded.
+- topics that need it (:func:`needs_walk`: compacted, or with ``message.timestamp.before.max.ms``): every record,
+  decompressed, bounded, by :func:`validate_records`, which :func:`ingest.rewrite.rewrite` calls off the event loop.
 
 A producer can thus store a compressed batch whose *inside* is garbage; its consumers will say so. It cannot disturb
 other partitions, offsets, or the agent. Control batches and transactions are refused.
@@ -42,6 +43,8 @@ from storage.store import Chunk
 
 COUNTED_RECORDS_MAX = 32
 """Counting a record takes about 0.2 µs; beyond so many the count is only bounded."""
+WALKED_RECORDS_MAX = 500_000
+"""More would keep a thread busy for seconds: a batch of the smallest records, made to do that."""
 RECORD_BYTES_MIN = 7
 """Length, attributes, two deltas, two lengths and a header count: one byte each."""
 ZSTD_SINCE_PRODUCE_VERSION = 7
@@ -89,7 +92,8 @@ def validate(
 ) -> BatchFault | None:
     """The first rule that ``payload`` (whole, with ``header`` parsed from it) breaks, or None.
 
-    Microseconds, plus the CRC32C of the bytes; see the module's text for the topics where it is more.
+    A microsecond or two, plus the CRC32C of the bytes. What it takes to look at every record is
+    :func:`validate_records`.
     """
     if header.magic != _MAGIC or header.batch_length + LENGTH_OVERHEAD != len(payload):
         return _not_one_batch()
@@ -135,9 +139,37 @@ def validate(
             FaultCode.INVALID_TIMESTAMP,
             f"Timestamp {header.max_timestamp_ms} is more than {policy.timestamp_after_max_ms} ms ahead of {now_ms}",
         )
-    if policy.compacted or policy.timestamp_before_max_ms != _NO_LOWER_LIMIT_MS:
-        return _every_record(payload, policy, now_ms)
     return None
+
+
+def needs_walk(policy: TopicPolicy) -> bool:
+    """Whether this topic has rules about single records."""
+    return policy.compacted or policy.timestamp_before_max_ms != _NO_LOWER_LIMIT_MS
+
+
+def validate_records(
+    payload: Chunk, header: BatchHeader, policy: TopicPolicy, now_ms: int, bytes_max: int
+) -> BatchFault | None:
+    """The rules about single records, for a batch that :func:`validate` has passed. A microsecond or two a record.
+
+    Batches of more than :data:`WALKED_RECORDS_MAX` records, or ``bytes_max`` uncompressed, are too large for this.
+    """
+    if header.record_count > WALKED_RECORDS_MAX:
+        return BatchFault(FaultCode.MESSAGE_TOO_LARGE, f"More than {WALKED_RECORDS_MAX} records in a batch")
+    try:
+        errors = list(_first(_record_errors(payload, policy, now_ms, bytes_max)))
+    except ExpansionLimit as error:
+        return BatchFault(FaultCode.MESSAGE_TOO_LARGE, str(error))
+    except MalformedRecords as error:
+        return BatchFault(FaultCode.INVALID_RECORD, str(error))
+    if not errors:
+        return None
+    code = errors[0][0]
+    return BatchFault(
+        code,
+        "One or more records have been rejected",
+        tuple(error for error_code, error in errors if error_code == code),
+    )
 
 
 def _not_one_batch() -> BatchFault:
@@ -192,26 +224,10 @@ def _count_holds(payload: Chunk, record_count: int) -> bool:
     return position == end
 
 
-def _every_record(payload: Chunk, policy: TopicPolicy, now_ms: int) -> BatchFault | None:
-    """The rules about single records, for topics that need them."""
-    try:
-        errors = list(_first(_record_errors(payload, policy, now_ms)))
-    except ExpansionLimit as error:
-        return BatchFault(FaultCode.MESSAGE_TOO_LARGE, str(error))
-    except MalformedRecords as error:
-        return BatchFault(FaultCode.INVALID_RECORD, str(error))
-    if not errors:
-        return None
-    code = errors[0][0]
-    return BatchFault(
-        code,
-        "One or more records have been rejected",
-        tuple(error for error_code, error in errors if error_code == code),
-    )
-
-
-def _record_errors(payload: Chunk, policy: TopicPolicy, now_ms: int) -> Iterator[tuple[FaultCode, RecordError]]:
-    for record in iterate_records(payload):
+def _record_errors(
+    payload: Chunk, policy: TopicPolicy, now_ms: int, bytes_max: int
+) -> Iterator[tuple[FaultCode, RecordError]]:
+    for record in iterate_records(payload, bytes_max):
         if policy.compacted and record.key is None:
             yield (
                 FaultCode.INVALID_RECORD,

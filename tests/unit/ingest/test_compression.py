@@ -233,6 +233,16 @@ def test_a_topic_that_stores_what_was_sent_stores_the_same_buffer() -> None:
     assert not needs_rewrite(BatchHeader.parse(batch), topic_policy({"compression.type": "gzip"}))
 
 
+@pytest.mark.parametrize("configs", [{"cleanup.policy": "compact"}, {"message.timestamp.before.max.ms": "1000"}])
+def test_rules_about_single_records_are_checked_on_the_way(configs: dict[str, str]) -> None:
+    right = build_batch([(b"key", b"value")], codec="lz4")
+    assert store(right, configs) is right
+    wrong = store(build_batch([b"no key"], base_timestamp_ms=NOW_MS - 2000), configs)
+    assert isinstance(wrong, BatchFault) and len(wrong.record_errors) == 1
+    both = store(right, {**configs, "compression.type": "zstd", "message.timestamp.type": "LogAppendTime"})
+    assert BatchHeader.parse(both).attributes == 8 | 4
+
+
 def test_a_topics_codec_and_append_time_apply_together() -> None:
     batch = build_batch(RECORDS, codec="gzip")
     stored = store(batch, {"compression.type": "zstd", "message.timestamp.type": "LogAppendTime"})

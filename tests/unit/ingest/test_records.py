@@ -9,7 +9,7 @@ import pytest
 from kio.schema.errors import ErrorCode
 
 from ingest.batch_header import BatchHeader, MalformedRecords
-from ingest.records import BatchFault, FaultCode, parse_header, validate
+from ingest.records import BatchFault, FaultCode, needs_walk, parse_header, validate, validate_records
 from metadata.topic_configs import TopicPolicy, topic_policy
 from tests.support.batches import CODECS, build_batch, build_record
 
@@ -25,7 +25,10 @@ def fault_of(batch: bytes, policy: TopicPolicy = PLAIN, produce_version: int = 9
     header = parse_header(view)
     if isinstance(header, BatchFault):
         return header
-    return validate(view, header, policy, NOW_MS, produce_version)
+    fault = validate(view, header, policy, NOW_MS, produce_version)
+    if fault is None and needs_walk(policy):
+        return validate_records(view, header, policy, NOW_MS, 1 << 20)
+    return fault
 
 
 def test_every_code_is_kios_name() -> None:
@@ -189,6 +192,20 @@ def test_garbage_inside_is_found_where_the_topic_needs_a_look_inside(codec: str)
     fault = fault_of(garbage, COMPACTED)
     assert fault is not None and fault.code is FaultCode.INVALID_RECORD
     assert fault_of(garbage, PLAIN) is None
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        build_batch([(b"k", bytes(2 << 20))], codec="zstd"),
+        build_batch(body=bytes(4_200_000), attributes=0, record_count=600_000, last_offset_delta=599_999),
+    ],
+    ids=["bomb", "600,000 records"],
+)
+def test_what_would_take_too_much_to_look_into_is_too_large(batch: bytes) -> None:
+    large = topic_policy({"cleanup.policy": "compact", "max.message.bytes": "10000000"})
+    fault = fault_of(batch, large)
+    assert fault is not None and fault.code is FaultCode.MESSAGE_TOO_LARGE
 
 
 @pytest.mark.parametrize("body", [b"\x80" * 20, b"\x01" * 20, b"\xff\xff\xff\xff\x0f" + b"x" * 20, b"\x02" * 7])
