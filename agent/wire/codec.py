@@ -20,9 +20,9 @@ from agent.wire.apis import API_BY_KEY, API_VERSIONS, APIS, FETCH, PRODUCE
 from agent.wire.encode import Writer, entity_encoder, name_tree
 from agent.wire.errors import DecodeError, EncodeError
 from agent.wire.frames import FrameBuffer
-from agent.wire.schema import ELEMENTS_MAX, array_fields, entity_plan, versions_of
-from agent.wire.unknown_tags import without_unknown_tags
+from agent.wire.schema import EntityPlan, entity_plan, versions_of
 from agent.wire.varint import skip_tags
+from agent.wire.walk import checked
 
 BODY_BYTES_MAX: Final = 2 * 1024 * 1024
 """Largest body of a request other than Produce. Decoding multiplies bytes into objects; Kafka's own largest such
@@ -90,45 +90,19 @@ def decode_request(api_key: int, api_version: int, body: bytes) -> Any:
     """
     if len(body) > BODY_BYTES_MAX:
         raise DecodeError(f"a {API_BY_KEY[api_key].name} request of {len(body)} bytes")
-    decoder = _request_decoder(api_key, api_version)
+    read, plan = _request_decoder(api_key, api_version)
+    body = checked(body, plan)
     try:
-        try:
-            entity, _ = decoder.read(body, 0)
-        except KeyError:
-            entity, _ = decoder.read(without_unknown_tags(body, decoder.plan), 0)
-    except DecodeError:
-        raise
+        entity, _ = read(body, 0)
     except Exception as error:  # whatever the native reader makes of hostile bytes, it is the peer's fault
         raise DecodeError(f"not a {API_BY_KEY[api_key].name} request v{api_version}: {error}") from None
-    _check_elements(entity, decoder.arrays)
     return entity
 
 
-def _check_elements(entity: Any, arrays: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
-    count = 0
-    for name, nested in arrays:
-        values = getattr(entity, name) or ()
-        count += len(values)
-        if count > ELEMENTS_MAX:
-            break
-        for inner in nested:
-            count += sum(len(getattr(value, inner) or ()) for value in values)
-    if count > ELEMENTS_MAX:
-        raise DecodeError(f"a request of more than {ELEMENTS_MAX} elements")
-
-
-@dataclass(frozen=True, slots=True)
-class _RequestDecoder:
-    read: Callable[[bytes, int], tuple[Any, int]]
-    plan: Any
-    arrays: tuple[tuple[str, tuple[str, ...]], ...]
-
-
 @cache
-def _request_decoder(api_key: int, api_version: int) -> _RequestDecoder:
+def _request_decoder(api_key: int, api_version: int) -> tuple[Callable[[bytes, int], tuple[Any, int]], EntityPlan]:
     schema = load_request_schema(api_key, api_version)
-    plan = entity_plan(schema)
-    return _RequestDecoder(entity_reader(schema), plan, tuple(array_fields(plan)))
+    return entity_reader(schema), entity_plan(schema)
 
 
 @cache

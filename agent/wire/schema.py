@@ -6,18 +6,15 @@ its metadata and annotation. Here they become plain data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Final, Union, get_args, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from kio.schema.index import api_key_map, schema_name_map
 from kio.static.constants import EntityType
 
 KioEntity = type[Any]
-ELEMENTS_MAX: Final = 50_000
-"""Most array elements in one request other than Produce: what a handler may have to walk through on the loop."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,14 +101,3 @@ def versions_of(api_key: int, kind: EntityType) -> list[int]:
     """The versions of an API that kio knows, lowest first."""
     by_version = schema_name_map[api_key_map[api_key]]
     return sorted(version for version, kinds in by_version.items() if kind in kinds)
-
-
-def array_fields(plan: EntityPlan) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The arrays of a message, each with the arrays inside its elements (one level: no request nests deeper)."""
-    for field in plan.fields + plan.tagged:
-        if not field.is_array:
-            continue
-        nested: tuple[str, ...] = ()
-        if field.entity is not None:
-            nested = tuple(inner.name for inner in field.entity.fields if inner.is_array)
-        yield field.name, nested

@@ -22,6 +22,7 @@ from agent.wire.codec import (
     warm_up,
 )
 from agent.wire.errors import DecodeError, EncodeError
+from agent.wire.varint import write_uvarint
 
 
 def header(api_key: int, version: int, client_id: bytes | None, tags: bytes = b"") -> bytes:
@@ -104,6 +105,23 @@ def test_broken_bodies_with_unknown_tags() -> None:
     for body in (b"\x01\0\0\0\x01\x63\x7f", b"\x01\0\0\0\x01\x63", b"\x01\0\0\0\xff\xff\xff\xff\x07\x63"):
         with pytest.raises(DecodeError):
             decode_request(apis.METADATA, 9, body)
+
+
+@pytest.mark.parametrize("count", [2**35 - 1, 2**32 - 1, 2**31, 2**31 - 1, 100_000, 4])
+def test_lying_counts_are_found_before_memory_is_reserved_for_them(count: int) -> None:
+    """kio 0.6.5 reserves eight bytes an element and ends the process when it cannot."""
+    claim = bytearray()
+    write_uvarint(claim, count + 1 if count < 2**35 - 1 else count)
+    for api_key, version, before in (
+        (apis.METADATA, 9, b""),
+        (apis.OFFSET_FETCH, 8, b"\x02\x02g"),
+        (apis.OFFSET_COMMIT, 8, b"\x02g" + bytes(4) + b"\x01\x00\x02\x02t"),
+    ):
+        with pytest.raises(DecodeError):
+            decode_request(api_key, version, before + bytes(claim) + b"\x01")
+    for body in (struct.pack(">I", min(count, 2**31 - 1)), struct.pack(">I", min(count, 2**31 - 1)) + b"\0\1x"):
+        with pytest.raises(DecodeError):
+            decode_request(apis.METADATA, 1, body)
 
 
 def test_a_request_that_would_cost_too_much() -> None:
