@@ -299,6 +299,26 @@ async def test_cancelling_every_reader_lets_the_read_finish_into_the_cache(world
     assert len(world.store.gets) == 1
 
 
+@pytest.mark.parametrize("steps", range(30))
+async def test_cancelling_at_any_step_gives_every_byte_back(world: World, steps: int) -> None:
+    await world.write([(0, [numbered(0, 3, 60_000)]), (1, [numbered(0, 3)])], tail=False, announce=False)
+    await world.write([(1, [numbered(3, 3)]), (2, [numbered(0, 3, 20_000)])])
+
+    async def slow(_: str) -> None:
+        await asyncio.sleep(0)
+
+    world.store.before_get = slow
+    tasks = [asyncio.create_task(world.fetch([(0, 0), (1, 0), (2, 0)])) for _ in range(3)]
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    for task in tasks[:2]:
+        task.cancel()
+    for fetched in await asyncio.gather(*tasks, return_exceptions=True):
+        if not isinstance(fetched, BaseException):
+            assert [len(numbers(answer.chunks)) for answer in fetched.partitions] == [3, 6, 3]
+            fetched.release()
+
+
 async def test_a_missing_object_is_resolved_once_more(world: World) -> None:
     (old,) = await world.write([(0, [numbered(0, 3)])], tail=False)
     (await world.fetch(0)).release()
