@@ -23,7 +23,7 @@ from agent.topics import TopicDirectory
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
 from metadata.metrics import MetadataMetrics
-from metadata.model import AgentRegistration, Extent, TopicsChanged
+from metadata.model import AgentRegistration, Extent, Fenced, TopicsChanged
 from metadata.service import MetadataService
 from metadata.store.factory import open_metadata_store
 from runtime.budget import Budget
@@ -68,6 +68,7 @@ class Tidelog:
         self, settings: Settings, clock: Clock, entropy: Entropy, on_failure: Callable[[str, BaseException], None]
     ) -> None:
         self._settings = settings
+        self._on_failure = on_failure
         self._clock = clock
         self._entropy = entropy
         self.registry = CollectorRegistry()
@@ -136,6 +137,7 @@ class Tidelog:
             self._supervisor,
             IngestMetrics(self.registry),
             fetcher,
+            on_fenced=self._fenced,
         )
         self._writer = writer
         topics = TopicDirectory()
@@ -183,6 +185,10 @@ class Tidelog:
         self.http_address = f"{http_host}:{bound_http_port}"
         self._health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
+
+    def _fenced(self) -> None:
+        """Another process registered as this agent: nothing can be committed any more, so make room for it."""
+        self._on_failure("agent", Fenced("another process has registered as this agent"))
 
     async def drain(self) -> None:
         """Unready, stop accepting, then seal, upload, commit and answer what was taken in.
