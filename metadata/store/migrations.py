@@ -24,13 +24,12 @@ CREATE TABLE topics (
 ) WITHOUT ROWID;
 
 -- AUTOINCREMENT: a key is never used again, so rows a deleted topic left behind can be removed at leisure.
+-- The high watermark is one more than the last offset of the last extent, or the log start offset when there is none.
 CREATE TABLE partitions (
     partition_key INTEGER PRIMARY KEY AUTOINCREMENT,
     topic_id BLOB NOT NULL,
     partition INTEGER NOT NULL,
     log_start_offset INTEGER NOT NULL DEFAULT 0,
-    high_watermark INTEGER NOT NULL DEFAULT 0,
-    max_timestamp_ms INTEGER NOT NULL DEFAULT -1,
     UNIQUE (topic_id, partition)
 );
 

@@ -13,17 +13,64 @@ from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
 from metadata.store.port import AgentSaved, PartitionRow, ProducerSaved, SegmentAdded, StoreSnapshot
 
 _decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
+_ExtentRow = tuple[int, int, str, int, int, int, int]
+_decode_extents = msgspec.json.Decoder(list[_ExtentRow]).decode
+
+FIRST_EXTENTS = 64
+"""Extents read at once; when they are not enough, all others the answer may have are read at once."""
+
+PARTITIONS = """
+    SELECT topic_id, partition, partitions.partition_key, log_start_offset,
+        coalesce(last_offset + 1, log_start_offset), coalesce(running_timestamp_ms, -1)
+    FROM partitions LEFT JOIN extents ON extents.partition_key = partitions.partition_key AND base_offset = (
+        SELECT max(base_offset) FROM extents AS newest WHERE newest.partition_key = partitions.partition_key
+    )
+    ORDER BY partitions.partition_key
+"""
 
 # CROSS JOIN fixes the order of the join: from the few rows asked for to the segments they name.
-_EXTENT_COLUMNS = """
-    SELECT base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms,
-        extents.commit_ms
+_EXTENT_ROW = """
+    json_array(base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms,
+        extents.commit_ms) AS extent
     FROM extents CROSS JOIN segments USING (segment_id)
 """
-_PARTITION_KEY = "SELECT partition_key FROM partitions WHERE topic_id = ? AND partition = ?"
-_EXTENT_AT = """
-    SELECT base_offset, last_offset, running_timestamp_ms FROM extents
-    WHERE partition_key = ? AND base_offset <= ? ORDER BY base_offset DESC LIMIT 1
+_PARTITION_KEY = "(SELECT partition_key FROM partitions WHERE topic_id = :topic_id AND partition = :partition)"
+_FIND = f"""
+    WITH wanted (key) AS {_PARTITION_KEY}
+    SELECT json_group_array(json(extent)) FROM (
+        SELECT {_EXTENT_ROW}
+        WHERE partition_key = (SELECT key FROM wanted)
+            AND base_offset >= coalesce((
+                SELECT max(base_offset) FROM extents
+                WHERE partition_key = (SELECT key FROM wanted) AND base_offset <= :offset
+            ), :offset)
+            AND base_offset < :before AND last_offset >= :offset
+        ORDER BY base_offset LIMIT :count
+    )
+"""
+# Halves the offsets from the first extent to the last: ``found`` is the best extent so far, the last is none better.
+_FIND_BY_TIMESTAMP = f"""
+    WITH RECURSIVE wanted (key) AS {_PARTITION_KEY},
+    search (low, high, found) AS (
+        SELECT (SELECT min(base_offset) FROM extents WHERE partition_key = key), base_offset, base_offset
+        FROM wanted CROSS JOIN extents ON partition_key = key
+            AND base_offset = (SELECT max(base_offset) FROM extents WHERE partition_key = key)
+        WHERE running_timestamp_ms >= :timestamp
+        UNION ALL
+        SELECT
+            iif(running_timestamp_ms >= :timestamp, low, last_offset + 1),
+            iif(running_timestamp_ms >= :timestamp, base_offset - 1, high),
+            iif(running_timestamp_ms >= :timestamp, base_offset, found)
+        FROM search CROSS JOIN extents ON partition_key = (SELECT key FROM wanted) AND base_offset = (
+            SELECT max(base_offset) FROM extents AS probed
+            WHERE probed.partition_key = (SELECT key FROM wanted) AND probed.base_offset <= low + (high - low) / 2
+        )
+        WHERE low <= high
+    )
+    SELECT json_group_array(json(extent)) FROM (
+        SELECT {_EXTENT_ROW}
+        WHERE partition_key = (SELECT key FROM wanted) AND base_offset = (SELECT min(found) FROM search)
+    )
 """
 
 
@@ -45,11 +92,8 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
             )
         ),
         partitions=tuple(
-            PartitionRow(*row)
-            for row in query(
-                "SELECT topic_id, partition, log_start_offset, high_watermark, max_timestamp_ms FROM partitions"
-                " ORDER BY partition_key"
-            )
+            PartitionRow(topic_id, partition, log_start_offset, high_watermark, max_timestamp_ms)
+            for topic_id, partition, _, log_start_offset, high_watermark, max_timestamp_ms in query(PARTITIONS)
         ),
         producers=tuple(
             ProducerSaved(*row)
@@ -82,53 +126,41 @@ def find_extents(
     byte_max: int,
     before_offset: int,
 ) -> list[Extent]:
-    """See :meth:`metadata.store.port.MetadataStore.find_extents`. Two seeks and one step for each extent found."""
-    key = _partition_key(connection, topic_id, partition)
-    holder = None if key is None else connection.execute(_EXTENT_AT, (key, offset)).fetchone()
-    start = holder[0] if holder is not None and holder[1] >= offset else offset
-    rows = connection.execute(
-        f"{_EXTENT_COLUMNS} WHERE partition_key = ? AND base_offset >= ? AND base_offset < ?"
-        " ORDER BY base_offset LIMIT ?",
-        (key, start, before_offset, EXTENTS_FOUND_MAX),
-    )
+    """See :meth:`metadata.store.port.MetadataStore.find_extents`. A few seeks, and one step for each extent read."""
     found: list[Extent] = []
     byte_count = 0
-    for row in rows:
-        if found and byte_count >= byte_max:
+    for count in (FIRST_EXTENTS, EXTENTS_FOUND_MAX - FIRST_EXTENTS):
+        rows = _rows(
+            connection,
+            _FIND,
+            {"topic_id": topic_id, "partition": partition, "offset": offset, "before": before_offset, "count": count},
+        )
+        for row in rows:
+            if found and byte_count >= byte_max:
+                return found
+            extent = Extent(topic_id, partition, *row)
+            found.append(extent)
+            byte_count += extent.byte_length
+        if len(rows) < count or byte_count >= byte_max:
             break
-        extent = Extent(topic_id, partition, *row)
-        found.append(extent)
-        byte_count += extent.byte_length
-    rows.close()
+        offset = found[-1].last_offset + 1
     return found
 
 
 def find_extent_by_timestamp(
     connection: sqlite3.Connection, topic_id: TopicId, partition: int, timestamp_ms: int
 ) -> Extent | None:
-    """See :meth:`metadata.store.port.MetadataStore.find_extent_by_timestamp`.
+    """See :meth:`metadata.store.port.MetadataStore.find_extent_by_timestamp`. At most 63 seeks."""
+    rows = _rows(
+        connection, _FIND_BY_TIMESTAMP, {"topic_id": topic_id, "partition": partition, "timestamp": timestamp_ms}
+    )
+    return Extent(topic_id, partition, *rows[0]) if rows else None
 
-    Halves the offsets of the partition: at most 63 seeks, whatever its length.
+
+def _rows(connection: sqlite3.Connection, query: str, parameters: dict[str, bytes | int]) -> list[_ExtentRow]:
+    """The extents of a query that answers with *one* row of JSON, in offset order.
+
+    Python gives up the interpreter lock around every row it takes from SQLite and has to win it back from a busy
+    event loop, up to 5 ms each time. One row is one such wait.
     """
-    key = _partition_key(connection, topic_id, partition)
-    newest = None if key is None else connection.execute(_EXTENT_AT, (key, 2**63 - 1)).fetchone()
-    if newest is None or newest[2] < timestamp_ms:
-        return None
-    low, high = 0, newest[0]
-    found = newest[0]
-    while low <= high:
-        holder = connection.execute(_EXTENT_AT, (key, (low + high) // 2)).fetchone()
-        if holder is None:
-            low = (low + high) // 2 + 1  # below the first extent
-        elif holder[2] >= timestamp_ms:
-            found = holder[0]
-            high = holder[0] - 1
-        else:
-            low = max(holder[1], (low + high) // 2) + 1
-    row = connection.execute(f"{_EXTENT_COLUMNS} WHERE partition_key = ? AND base_offset = ?", (key, found)).fetchone()
-    return None if row is None else Extent(topic_id, partition, *row)
-
-
-def _partition_key(connection: sqlite3.Connection, topic_id: TopicId, partition: int) -> int | None:
-    row = connection.execute(_PARTITION_KEY, (topic_id, partition)).fetchone()
-    return None if row is None else int(row[0])
+    return sorted(_decode_extents(connection.execute(query, parameters).fetchone()[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from itertools import chain
 
 import msgspec
 
@@ -25,13 +26,13 @@ from metadata.store.port import (
     TopicDropped,
     TopicSaved,
 )
+from metadata.store.sqlite_reader import PARTITIONS
 
 _encode = msgspec.msgpack.Encoder().encode
 
-_ADD_EXTENT = "INSERT INTO extents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_MOVE_PARTITION = "UPDATE partitions SET high_watermark = ?, max_timestamp_ms = ? WHERE partition_key = ?"
-_SAVE_PRODUCER = "INSERT OR REPLACE INTO producers VALUES (?, ?, ?, ?)"
-_SAVE_OFFSET = "INSERT OR REPLACE INTO group_offsets VALUES (?, ?, ?, ?, ?, ?)"
+ROWS_PER_STATEMENT = (100, 10, 1)
+"""Rows go into a table many to a statement: Python gives up the interpreter lock around each statement and has to win
+it back from a busy event loop, up to 5 ms each time. 100 rows of 9 columns stay below SQLite's oldest limit of 999."""
 
 
 class _Partition:
@@ -45,6 +46,26 @@ class _Partition:
         self.max_timestamp_ms = max_timestamp_ms
 
 
+class _Bulk:
+    """Rows collected for one table."""
+
+    def __init__(self, insert: str, column_count: int) -> None:
+        self._statements = {
+            size: f"{insert} VALUES " + ", ".join([f"({', '.join('?' * column_count)})"] * size)
+            for size in ROWS_PER_STATEMENT
+        }
+        self.rows: list[tuple[int | str | bytes, ...]] = []
+
+    def flush(self, connection: sqlite3.Connection) -> None:
+        """Insert the rows in the order they were added."""
+        start = 0
+        for size, statement in self._statements.items():
+            while len(self.rows) - start >= size:
+                connection.execute(statement, list(chain.from_iterable(self.rows[start : start + size])))
+                start += size
+        self.rows.clear()
+
+
 class SqliteWriter:
     """Turns changes into statements. After a failed transaction a new one is made from what is durable."""
 
@@ -52,14 +73,12 @@ class SqliteWriter:
         self._connection = connection
         self._partitions = {
             (topic_id, partition): _Partition(key, high_watermark, max_timestamp_ms)
-            for topic_id, partition, key, high_watermark, max_timestamp_ms in connection.execute(
-                "SELECT topic_id, partition, partition_key, high_watermark, max_timestamp_ms FROM partitions"
-            )
+            for topic_id, partition, key, _, high_watermark, max_timestamp_ms in connection.execute(PARTITIONS)
         }
         self._segments: dict[str, int] = {}
-        self._extents: list[tuple[int, int, int, int, int, int, int, int, int]] = []
-        self._moved: dict[int, _Partition] = {}
-        self._producers: list[tuple[int, int, bytes, int]] = []
+        self._extents = _Bulk("INSERT INTO extents", 9)
+        self._producers = _Bulk("INSERT OR REPLACE INTO producers", 4)
+        self._offsets = _Bulk("INSERT OR REPLACE INTO group_offsets", 6)
 
     def apply(self, changes: Sequence[Change]) -> bool:
         """Apply ``changes`` in order. True when rows of a dropped topic are left to be purged.
@@ -76,15 +95,13 @@ class SqliteWriter:
                     self._add_extents(change)
                 case ProducerSaved():
                     partition = self._partition(change.topic_id, change.partition)
-                    self._producers.append((partition.key, change.producer_id, change.state, change.updated_ms))
-                case TopicDropped():
-                    dropped = True
-                    self._flush()
-                    self._drop_topic(change.topic_id)
-                case ProducersExpired():
-                    self._flush()
-                    self._expire_producers(change)
+                    self._producers.rows.append((partition.key, change.producer_id, change.state, change.updated_ms))
+                case OffsetsSaved():
+                    self._save_offsets(change)
                 case _:
+                    if isinstance(change, TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped):
+                        self._flush()  # these remove rows that may be among those collected
+                    dropped = dropped or isinstance(change, TopicDropped)
                     self._apply_small(change)
         self._flush()
         self._segments.clear()
@@ -116,8 +133,10 @@ class SqliteWriter:
             case GroupDropped(group_id=group_id):
                 execute("DELETE FROM consumer_groups WHERE group_id = ?", (group_id,))
                 execute("DELETE FROM group_offsets WHERE group_id = ?", (group_id,))
-            case OffsetsSaved():
-                self._save_offsets(change)
+            case TopicDropped(topic_id=topic_id):
+                self._drop_topic(topic_id)
+            case ProducersExpired():
+                self._expire_producers(change)
             case OffsetsDropped(group_id=group_id):
                 keys = [self._partitions[key].key for key in change.partitions if key in self._partitions]
                 self._connection.executemany(
@@ -153,8 +172,7 @@ class SqliteWriter:
                 raise ValueError(f"extent does not follow offset {partition.high_watermark}: {extent}")
             partition.high_watermark = extent.last_offset + 1
             partition.max_timestamp_ms = max(partition.max_timestamp_ms, extent.max_timestamp_ms)
-            self._moved[partition.key] = partition
-            self._extents.append(
+            self._extents.rows.append(
                 (
                     partition.key,
                     extent.base_offset,
@@ -169,18 +187,8 @@ class SqliteWriter:
             )
 
     def _flush(self) -> None:
-        """Write what was collected: many rows of one kind in one statement."""
-        if self._extents:
-            self._connection.executemany(_ADD_EXTENT, self._extents)
-            self._connection.executemany(
-                _MOVE_PARTITION,
-                [(moved.high_watermark, moved.max_timestamp_ms, moved.key) for moved in self._moved.values()],
-            )
-            self._extents.clear()
-            self._moved.clear()
-        if self._producers:
-            self._connection.executemany(_SAVE_PRODUCER, self._producers)
-            self._producers.clear()
+        for bulk in (self._extents, self._producers, self._offsets):
+            bulk.flush(self._connection)
 
     def _save_topic(self, topic: Topic) -> None:
         self._connection.execute(
@@ -216,11 +224,10 @@ class SqliteWriter:
         )
 
     def _save_offsets(self, change: OffsetsSaved) -> None:
-        rows = []
         for offset in change.offsets:
             partition = self._partitions.get((offset.topic_id, offset.partition))
             if partition is not None:
-                rows.append(
+                self._offsets.rows.append(
                     (
                         change.group_id,
                         partition.key,
@@ -230,7 +237,6 @@ class SqliteWriter:
                         offset.commit_ms,
                     )
                 )
-        self._connection.executemany(_SAVE_OFFSET, rows)
 
 
 def purge(connection: sqlite3.Connection, row_max: int) -> bool:
