@@ -169,12 +169,10 @@ async def _converse(stream: bytes, piece: int, end: str) -> None:
     for _ in range(1000):
         position += deliver(connection, transport, stream[position:], piece)
         assert harness.budget.held_bytes <= len(stream) + 2 * (1 << 20)
-        if end == "settle":
-            harness.writer.settle()
-        elif end == "fail":
-            harness.writer.settle(outcome=IngestFailed("no"))
+        if end != "lose":
+            harness.writer.settle(outcome=IngestFailed("no") if end == "fail" else None)
         await turns()
-        if position == len(stream) or transport.closing:
+        if (position == len(stream) and (end == "lose" or not harness.writer.appended)) or transport.closing:
             break
     transport.answers()
     if end == "lose":
