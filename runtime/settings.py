@@ -53,8 +53,9 @@ def _storage_url(url: str) -> str:
 
 
 def _metadata_url(url: str) -> str:
-    if urlsplit(url).scheme not in ("sqlite", "memory"):
-        raise ValueError("not sqlite:///file or memory://")
+    is_file = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and not url.endswith("/")
+    if not is_file and url != "memory://":
+        raise ValueError("not sqlite:///file (sqlite:////dir/file when absolute) or memory://")
     return url
 
 

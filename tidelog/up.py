@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import sys
 from importlib.metadata import version
@@ -98,10 +99,12 @@ async def _start(tidelog: Tidelog, settings: Settings) -> tuple[int, str] | None
 
 
 def _listen_problem(settings: Settings, error: OSError) -> str:
-    """Which address could not be had. The loop's message ends with host and port."""
-    for name, address in (("listen.kafka", settings.listen.kafka), ("listen.http", settings.listen.http)):
-        if f", {address.rpartition(':')[2]})" in str(error):
-            return f"{name} = {address!r}: {error.strerror or error}"
+    """Which address could not be had. Only the HTTP listener's errors name theirs, at the end of the message."""
+    reason = error.strerror or error
+    if f", {settings.listen.http.rpartition(':')[2]})" in str(error):
+        return f"listen.http = {settings.listen.http!r}: {reason}"
+    if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+        return f"listen.kafka = {settings.listen.kafka!r}: {reason}"
     return f"cannot start: {error}"
 
 

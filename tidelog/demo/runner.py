@@ -31,6 +31,8 @@ DRAIN_SECONDS = 30.0
 STOP_SECONDS = 40.0
 WIND_DOWN_SECONDS = 2.0
 """Set aside of the whole for draining and stopping."""
+SHIPPING_SECONDS_MIN = 4.0
+"""Even when the start took all the time there was."""
 TICK_SECONDS = 0.25
 
 
@@ -171,7 +173,7 @@ class _Demo:
 
     def _watch(self, screen: Screen) -> None:
         """Ship until it is time to wind down, or somebody presses Ctrl-C."""
-        end = self._began + self._seconds - WIND_DOWN_SECONDS
+        end = max(self._began + self._seconds - WIND_DOWN_SECONDS, self._clock.monotonic() + SHIPPING_SECONDS_MIN)
         while self._clock.monotonic() < end and not self._stopping.wait(TICK_SECONDS):
             self._check()
             screen.show(self._figures("shipping"))

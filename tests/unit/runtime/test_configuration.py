@@ -55,6 +55,7 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
         ("TIDELOG_LINGER_MS", "5", ["TIDELOG_LINGER_MS", "no such setting"]),
         ("TIDELOG_STORAGE", "ftp://x", ["storage", "'ftp://x'", "s3://bucket"]),
         ("TIDELOG_METADATA", "mysql://x", ["metadata", "'mysql://x'", "sqlite:///file"]),
+        ("TIDELOG_METADATA", "sqlite:///", ["metadata", "'sqlite:///'", "sqlite:///file"]),
         ("TIDELOG_LISTEN__KAFKA", "9092", ["listen.kafka", "'9092'", "host:port"]),
         ("TIDELOG_LOG__LEVEL", "loud", ["log.level", "'loud'", "'debug'"]),
         ("TIDELOG_GROUPS__SESSION_TIMEOUT_MS_MIN", "1800001", ["groups", "session_timeout_ms_min is above"]),

@@ -31,10 +31,11 @@ class Failing:
         (StorageUnavailable("timed out"), 1, "storage = 's3://logs': timed out"),
         (StoreUnavailable("database is locked"), 1, "metadata = 'sqlite:///"),
         (
-            OSError(errno.EADDRINUSE, "error while attempting to bind on address ('127.0.0.1', 9999): in use"),
+            OSError(errno.EADDRINUSE, "Address already in use"),
             2,
-            "listen.kafka = '127.0.0.1:9999'",
+            "listen.kafka = '127.0.0.1:9999': Address already in use",
         ),
+        (OSError(errno.EACCES, "Permission denied"), 2, "listen.kafka = '127.0.0.1:9999': Permission denied"),
         (
             OSError(errno.EADDRINUSE, "error while attempting to bind on address ('127.0.0.1', 8888): in use"),
             2,
