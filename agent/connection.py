@@ -38,6 +38,7 @@ BAD_REQUEST: Final = "bad_request"
 UNKNOWN_API: Final = "unknown_api"
 UNSUPPORTED_VERSION: Final = "unsupported_version"
 HANDLER_FAILED: Final = "handler_failed"
+FAILED: Final = "failed"
 CUT_OFF: Final = "cut_off"
 IDLE: Final = "idle"
 WRITE_STALL: Final = "write_stall"
@@ -46,6 +47,8 @@ SHUTDOWN: Final = "shutdown"
 _UNREMARKABLE: Final = frozenset({CLIENT_CLOSED, IDLE, SHUTDOWN, CUT_OFF})
 
 _KEY_AND_VERSION: Final = struct.Struct(">hhi")
+_PRODUCE_MIN: Final = API_BY_KEY[PRODUCE].served_min
+_PRODUCE_MAX: Final = API_BY_KEY[PRODUCE].max_version
 _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
 """What may wait for long, and is cut off when the agent leaves or (Fetch) when the client is gone."""
 
@@ -168,34 +171,42 @@ class Connection(asyncio.BufferedProtocol):
     # --- taking requests in -------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Take in what may be taken in, and write what is ready."""
+        """Take in what may be taken in, and write what is ready. A fault of ours ends this connection and no other."""
         if self._pumping:
             return
         self._pumping = True
+        try:
+            self._take_in_pending()
+            self._pumping = False
+            self._flush()
+            self._hold_back()
+        except Exception as error:
+            self._server.failures.report("connection_failed", error, client=self._client_host)
+            self.abort(FAILED)
+        finally:
+            self._pumping = False
+
+    def _take_in_pending(self) -> None:
         blocks, slots = self._blocks, self._slots
         in_flight_max = self._server.limits.requests_in_flight_max
         while blocks and self._task is None and not self._write_paused and not self._ending:
             if len(slots) >= in_flight_max:
                 self._flush()
                 if len(slots) >= in_flight_max:
-                    break
-                continue
+                    return
             block = blocks[0]
             index = block.next_span
-            if index == len(block.spans):
-                blocks.popleft()
-                continue
             block.next_span = index + 1
             start, end = block.spans[index]
+            if block.next_span == len(block.spans):
+                blocks.popleft()
             self._take_in(block, start, end)
-        if blocks and blocks[0].next_span == len(blocks[0].spans):
-            blocks.popleft()
-        self._pumping = False
-        self._flush()
-        self._hold_back()
 
     def _take_in(self, block: Block, start: int, end: int) -> None:
         api_key, api_version, correlation_id = _KEY_AND_VERSION.unpack_from(block.buffer, start)
+        if api_key == PRODUCE and _PRODUCE_MIN <= api_version <= _PRODUCE_MAX:
+            self._take_in_produce(block, start, end)
+            return
         api = API_BY_KEY.get(api_key)
         if api is None:
             self._server.metrics.unknown_api_requests += 1
@@ -209,8 +220,6 @@ class Connection(asyncio.BufferedProtocol):
                 self.completed(slot)
             else:
                 self._refuse(slot, UNSUPPORTED_VERSION, f"{api.name} version {api_version}")
-        elif api_key == PRODUCE:
-            self._take_in_produce(block, start, end)
         else:
             self._take_in_other(api, block, start, end)
 
@@ -326,10 +335,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         slots, outgoing = self._slots, self._outgoing
+        if self._close_reason is not None:
+            return
         assert outgoing is not None
         frames: list[bytes] = []
         sent_bytes = 0
-        while slots and self._transport is not None:
+        while slots:
             slot = slots[0]
             if slot.closes is not None:
                 break

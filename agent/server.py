@@ -146,11 +146,7 @@ class KafkaServer:
     def _run_due(self) -> None:
         due, self._due = self._due, []
         for connection in due:
-            try:
-                connection.run_due()
-            except Exception as error:  # one connection's trouble must not keep the others' answers back
-                self.failures.report("connection_failed", error)
-                connection.abort("failed")
+            connection.run_due()
 
     async def _warm_up(self) -> None:
         """Compile the codec while nothing else is to do: a first request should not wait for it."""

@@ -51,6 +51,7 @@ _UNKNOWN_TOPIC: Final = PartitionRefusal(ErrorCode.unknown_topic_or_partition)
 _NO_TRANSACTIONS: Final = PartitionRefusal(
     ErrorCode.transactional_id_authorization_failed, "Transactions are not supported"
 )
+_MESSAGE_CHARACTERS_MAX: Final = 1_000
 _INVALID_ACKS: Final = PartitionRefusal(ErrorCode.invalid_required_acks)
 
 _Row = tuple[int, PartitionRefusal] | tuple[int, int, int]
@@ -270,4 +271,4 @@ def _commit_refusal(outcome: BatchCommitted | IngestFailed | None) -> PartitionR
             return _UNKNOWN_TOPIC
         return PartitionRefusal(error_code(outcome.refusal))
     assert outcome is not None, "a ticket settles with every outcome filled in"
-    return PartitionRefusal(failure_code(outcome), str(outcome))
+    return PartitionRefusal(failure_code(outcome), str(outcome)[:_MESSAGE_CHARACTERS_MAX])

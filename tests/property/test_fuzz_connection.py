@@ -172,7 +172,8 @@ async def _converse(stream: bytes, piece: int, end: str) -> None:
         if end != "lose":
             harness.writer.settle(outcome=IngestFailed("no") if end == "fail" else None)
         await turns()
-        if (position == len(stream) and (end == "lose" or not harness.writer.appended)) or transport.closing:
+        busy = len(harness.supervisor) or (end != "lose" and harness.writer.appended)
+        if transport.closing or (position == len(stream) and not busy):
             break
     transport.answers()
     if end == "lose":

@@ -124,8 +124,11 @@ class FakeWriter:
         self.appended: list[tuple[ProduceTicket, int, PendingBatch]] = []
         self.at_once = False
         self.next_offset = 100
+        self.fault: Exception | None = None
 
     def append(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.appended.append((ticket, index, batch))
         if self.at_once:
             asyncio.get_running_loop().call_soon(self.settle)

@@ -274,3 +274,19 @@ async def test_metadata_that_cannot_answer_is_retriable() -> None:
     gate.open()
     await turns()
     assert transport.answers() == [(1, struct.pack(">h", ErrorCode.coordinator_not_available))]
+
+
+async def test_a_fault_of_ours_while_taking_in_ends_that_connection_only() -> None:
+    harness = Harness()
+    (connection, transport), (other_connection, other) = harness.connect(), harness.connect()
+    harness.writer.fault = RuntimeError("bug")
+    deliver(connection, transport, produce(1) + produce(2))
+    await turns()
+    assert transport.closing
+    assert harness.metrics.connections_closed["failed"] == 1
+    harness.writer.fault = None
+    deliver(other_connection, other, produce(3))
+    harness.writer.settle()
+    await turns()
+    assert [number for number, _ in other.answers()] == [3]
+    assert harness.failures == []
