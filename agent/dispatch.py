@@ -59,7 +59,6 @@ HANDLERS: Final[dict[int, Handler]] = {
     apis.OFFSET_FOR_LEADER_EPOCH: offset_for_leader_epoch.handle,
     apis.DESCRIBE_CONFIGS: describe_configs.handle,
     apis.INCREMENTAL_ALTER_CONFIGS: incremental_alter_configs.handle,
-    apis.INCREMENTAL_ALTER_CONFIGS: incremental_alter_configs.handle,
     apis.DESCRIBE_CLUSTER: describe_cluster.handle,
 }
 """Every API of the table but Produce, which the connection takes in itself."""
