@@ -41,10 +41,20 @@ def machine() -> str:
     )
 
 
+def markdown(rows: list[Row]) -> str:
+    """The table as docs/performance.md has it."""
+    lines = ["| workload | measure | figure | ratio | goal | met | note |", "|---|---|---:|---:|---|---|---|"]
+    for row in rows:
+        met = "" if row.met is None else ("yes" if row.met else "**no**")
+        lines.append(f"| {row.workload} | {row.what} | {row.figure} | {row.ratio} | {row.goal} | {met} | {row.note} |")
+    return f"Machine: {machine()}\n\n" + "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="workloads whose name contains one of these words")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
+    parser.add_argument("--markdown", type=Path, help="also write the table here")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
@@ -69,6 +79,8 @@ def main() -> None:
         met = "" if row.met is None else ("yes" if row.met else "[red]no[/red]")
         table.add_row(row.workload, row.what, row.figure, row.ratio, row.goal, met, row.note)
     console.print(table)
+    if args.markdown:
+        args.markdown.write_text(markdown(rows))
     if args.json:
         args.json.write_text(json.dumps([row.as_dict() for row in rows], indent=1))
 

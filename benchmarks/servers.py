@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.peers.jars import TOOLS, Unavailable
 from benchmarks.peers.kafka import Kafka
 from benchmarks.peers.processes import ServerProcess, free_port
 from benchmarks.peers.tansu import Tansu
+from tests.tools import versitygw
 
 SERVER_CORE, LOAD_CORE = 0, (os.cpu_count() or 2) - 1
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -27,6 +32,16 @@ class Server:
     pid: int
     stop: Callable[[], None]
     log: Path | None = None
+    http_port: int | None = None
+
+    def metric(self, name: str) -> float:
+        """The sum of all series of one of its Prometheus metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{"))]
+        if not found:
+            raise RuntimeError(f"{self.name} has no metric {name}")
+        return sum(found)
 
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
@@ -64,7 +79,7 @@ def tidelog(folder: Path, storage: str = "memory://", **settings: object) -> Ser
     process = ServerProcess("tidelog", command, folder / "tidelog.log", env)
     process.start(http)
     pin(process.pid)
-    return Server("tidelog", port, process.pid, process.stop, folder / "tidelog.log")
+    return Server("tidelog", port, process.pid, process.stop, folder / "tidelog.log", http)
 
 
 def tansu(folder: Path) -> Server:
@@ -74,8 +89,32 @@ def tansu(folder: Path) -> Server:
     return Server("tansu", port, peer.pid, peer.stop)
 
 
-def kafka(folder: Path) -> Server:
-    peer = Kafka(folder, settings={"log.retention.bytes": "-1", "message.max.bytes": "10485760"})
+def kafka(folder: Path, partitions: int = 4) -> Server:
+    peer = Kafka(folder, settings={"num.partitions": str(partitions)})
     port = int(peer.start().rsplit(":", 1)[1])
     pin(peer.pid)
     return Server("kafka", port, peer.pid, peer.stop)
+
+
+@contextlib.contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    """versitygw on a folder, with one bucket: the storage URL, good for :func:`tidelog` while inside."""
+    binary = versitygw.build(TOOLS)
+    if binary is None:
+        raise Unavailable("go is not installed, so versitygw cannot be built")
+    port = free_port()
+    (folder / "s3" / "bench").mkdir(parents=True)
+    keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
+    before = {name: os.environ.get(name) for name in keys}
+    command = [str(binary), "--access", "bench", "--secret", "bench-secret", "--port", f"127.0.0.1:{port}", "--quiet"]
+    process = ServerProcess("versitygw", [*command, "posix", str(folder / "s3")], folder / "versitygw.log")
+    process.start(port)
+    pin(process.pid, LOAD_CORE)
+    os.environ.update(keys)
+    try:
+        yield f"s3://bench/tidelog?endpoint=http://127.0.0.1:{port}&region=us-east-1"
+    finally:
+        process.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        shutil.rmtree(folder / "s3")

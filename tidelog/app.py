@@ -12,7 +12,13 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 
 from agent.context import Agent, AgentIdentity
 from agent.fetch.fetcher import Fetcher
@@ -71,6 +77,7 @@ class Tidelog:
         self._on_failure = on_failure
         self._clock = clock
         self._entropy = entropy
+        disable_created_metrics()  # a series per counter and histogram that nobody asks for
         self.registry = CollectorRegistry()
         self._health = Health()
         self._supervisor = Supervisor(on_failure)
