@@ -7,7 +7,7 @@ without an acknowledgement may be there or not. :meth:`History.violations` looks
 - ``offset reused``: two records were acknowledged at, or read from, one offset;
 - ``hole``: the offsets of a partition are not dense from 0;
 - ``duplicated``: a record of an idempotent producer is there twice;
-- ``reordered``: a producer's records of one partition (their first copies) are not in the order it sent them;
+- ``reordered``: an ordered producer's records of one partition (their first copies) are not as it sent them;
 - ``invented``: a record nobody sent;
 - ``unread``: an idempotent producer's record is missing although a later one of that partition is there;
 - ``went back``: a group's offset was asked for, and is smaller than one committed or answered before the question.
@@ -54,6 +54,7 @@ class History:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idempotent: set[str] = set()
+        self._ordered: set[str] = set()
         self._sent: dict[Record, int] = {}
         self._acknowledged: list[tuple[int, int, Record]] = []
         self._read: dict[tuple[int, int], set[Record]] = defaultdict(set)
@@ -62,8 +63,13 @@ class History:
         self._answers: list[tuple[str, int, int, int]] = []
 
     def idempotent(self, producer: str) -> None:
-        """Each record of ``producer`` must be there at most once."""
+        """Each record of ``producer`` must be there at most once, in order, without gaps."""
         self._idempotent.add(producer)
+        self._ordered.add(producer)
+
+    def ordered(self, producer: str) -> None:
+        """The records of ``producer`` must be in the order it sent them, but for copies."""
+        self._ordered.add(producer)
 
     def sent(self, record: Record, partition: int) -> None:
         with self._lock:
@@ -109,6 +115,11 @@ class History:
     @property
     def sent_count(self) -> int:
         return len(self._sent)
+
+    def acknowledged_but_unread(self) -> int:
+        """Acknowledged records that no consumer has seen yet."""
+        with self._lock:
+            return sum((partition, offset) not in self._read for partition, offset, _ in self._acknowledged)
 
     def violations(self) -> list[Violation]:
         """Everything that contradicts a Kafka log."""
@@ -163,7 +174,7 @@ class History:
                 twice = sorted(sequence for sequence, copies in Counter(sequences).items() if copies > 1)[:10]
                 found.append(Violation("duplicated", f"{where}: {twice}"))
             for earlier, later in pairwise(first_copies):
-                if later < earlier:
+                if later < earlier and producer in self._ordered:
                     found.append(Violation("reordered", f"{where}: {later} after {earlier}"))
             if producer in self._idempotent:
                 expected = sorted(

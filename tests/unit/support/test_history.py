@@ -11,6 +11,7 @@ def _true_history() -> History:
     """Two producers, two partitions, ten records each, all acknowledged and read, some twice."""
     history = History()
     history.idempotent("once")
+    history.ordered("plain")
     for partition in (0, 1):
         for offset in range(20):
             record = Record("once" if offset % 2 else "plain", partition * 100 + offset // 2)
@@ -96,6 +97,14 @@ def test_a_producers_records_out_of_order(producer: str) -> None:
         history.sent(Record(producer, sequence), 0)
         history.read_finally(0, offset, Record(producer, sequence).encode())
     assert "reordered" in _kinds(history)
+
+
+def test_a_producer_that_promises_no_order_may_have_none() -> None:
+    history = _true_history()
+    for sequence, offset in ((901, 20), (900, 21)):
+        history.sent(Record("loose", sequence), 0)
+        history.read_finally(0, offset, Record("loose", sequence).encode())
+    assert history.violations() == []
 
 
 def test_an_idempotent_producer_that_skipped_a_record() -> None:
