@@ -222,14 +222,13 @@ class MetadataService:
         visible = self._visible.partition(topic_id, partition)
         if visible is None:
             raise Refused(self._unknown(topic_id), "This server does not host this topic ID or partition.")
-        high_watermark = visible.high_watermark
         if timestamp_ms > visible.max_timestamp_ms:
             return None
         try:
-            found = await self._store.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
+            # A visible extent reaches the timestamp, so the first that does lies below the high watermark too.
+            return await self._store.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
         except StoreUnavailable as error:
             raise MetadataUnavailable(str(error)) from error
-        return None if found is None or found.base_offset >= high_watermark else found
 
     async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
         answers: list[PartitionOffsets | None] = []
