@@ -16,8 +16,8 @@ _decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
 _ExtentRow = tuple[int, int, str, int, int, int, int]
 _decode_extents = msgspec.json.Decoder(list[_ExtentRow]).decode
 
-FIRST_EXTENTS = 64
-"""Extents read at once; when they are not enough, all others the answer may have are read at once."""
+EXTENTS_READ = (16, 64, 256, 1_024, EXTENTS_FOUND_MAX - 1_360)
+"""Extents read at once: few for a small answer, more each time they were not enough."""
 
 PARTITIONS = """
     SELECT topic_id, partition, partitions.partition_key, log_start_offset,
@@ -129,7 +129,7 @@ def find_extents(
     """See :meth:`metadata.store.port.MetadataStore.find_extents`. A few seeks, and one step for each extent read."""
     found: list[Extent] = []
     byte_count = 0
-    for count in (FIRST_EXTENTS, EXTENTS_FOUND_MAX - FIRST_EXTENTS):
+    for count in EXTENTS_READ:
         rows = _rows(
             connection,
             _FIND,

@@ -197,7 +197,14 @@ async def test_extents_are_found_from_the_one_that_holds_the_offset(kept: Kept) 
 async def test_one_answer_is_bounded(kept: Kept) -> None:
     count = EXTENTS_FOUND_MAX + 10
     await kept.store.write([TopicSaved(topic()), *added(1, *[extent(each, each, size=1) for each in range(count)])])
-    assert len(await kept.store.find_extents(topic_id(1), 0, 3, 10**9, count)) == EXTENTS_FOUND_MAX
+    for byte_max, before, wanted in (
+        (10**9, count, EXTENTS_FOUND_MAX),
+        (500, count, 500),
+        (10**9, 83, 80),
+        (16, 83, 16),
+    ):
+        found = await kept.store.find_extents(topic_id(1), 0, 3, byte_max, before)
+        assert [each.base_offset for each in found] == list(range(3, 3 + wanted))
 
 
 async def test_the_first_extent_at_or_after_a_timestamp(kept: Kept) -> None:

@@ -220,7 +220,7 @@ async def test_a_commit_and_a_read_hand_over_the_interpreter_lock_only_a_few_tim
         statements.clear()
         reader.set_trace_callback(statements.append)
         rows = len(sqlite_reader.find_extents(reader, topic_id(1), 0, 0, 10**9, 1_000))
-        assert (rows, len(statements)) == (1_000, 2)
+        assert (rows, len(statements)) == (1_000, 4)
         statements.clear()
         assert sqlite_reader.find_extent_by_timestamp(reader, topic_id(1), 0, 1_000) is not None
         assert len(statements) == 1
