@@ -186,6 +186,7 @@ class Tidelog:
         bound_http_port = await http.start(http_host, http_port)
         self._closers.append(("http", http.stop))
         self._health.add_readiness("ingest", writer.problem)
+        self._health.add_readiness("metadata", service.problem)
 
         await server.start()
         self.kafka_address = f"{advertised_host}:{advertised_port}"
