@@ -28,6 +28,7 @@ from agent.wire.frames import Block
 from agent.wire.produce_codec import PartitionRefusal, decode_produce
 
 if TYPE_CHECKING:
+    from agent.dispatch import Answer
     from agent.server import KafkaServer
 
 # Why connections are closed: the values of a metric's label, with those in agent.intake and agent.handlers.produce.
@@ -49,6 +50,8 @@ _UNREMARKABLE: Final = frozenset({CLIENT_CLOSED, IDLE, SHUTDOWN, CUT_OFF})
 _KEY_AND_VERSION: Final = struct.Struct(">hhi")
 _PRODUCE_MIN: Final = API_BY_KEY[PRODUCE].served_min
 _PRODUCE_MAX: Final = API_BY_KEY[PRODUCE].max_version
+UNSENT_BYTES_MAX: Final = 1024 * 1024
+"""Answers that wait for an earlier one (a Produce's commit); beyond so many bytes no more requests are taken in."""
 _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
 """What may wait for long, and is cut off when the agent leaves or (Fetch) when the client is gone."""
 
@@ -74,6 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         "_stall_bytes",
         "_task",
         "_transport",
+        "_unsent_bytes",
         "_write_paused",
     )
 
@@ -94,6 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         self._write_paused = False
         self._busy_at = self._stall_began = server.coarse_now
         self._stall_bytes = 0
+        self._unsent_bytes = 0
         self._flush_is_due = False
 
     # --- the transport's callbacks ------------------------------------------------------------------------
@@ -122,6 +127,7 @@ class Connection(asyncio.BufferedProtocol):
         self._intake.lost()
         self._discard_pending()
         for slot in self._slots:
+            self._let_go(slot)
             if slot.payload is not None and slot.payload.release is not None:
                 slot.payload.release()
         self._slots.clear()
@@ -190,15 +196,13 @@ class Connection(asyncio.BufferedProtocol):
         blocks, slots = self._blocks, self._slots
         in_flight_max = self._server.limits.requests_in_flight_max
         while blocks and self._task is None and not self._write_paused and not self._ending:
-            if len(slots) >= in_flight_max:
+            if len(slots) >= in_flight_max or self._unsent_bytes > UNSENT_BYTES_MAX:
                 self._flush()
-                if len(slots) >= in_flight_max:
+                if len(slots) >= in_flight_max or self._unsent_bytes > UNSENT_BYTES_MAX:
                     return
             block = blocks[0]
-            index = block.next_span
-            block.next_span = index + 1
-            start, end = block.spans[index]
-            if block.next_span == len(block.spans):
+            start, end = block.take()
+            if block.pending == 0:
                 blocks.popleft()
             self._take_in(block, start, end)
 
@@ -280,11 +284,24 @@ class Connection(asyncio.BufferedProtocol):
                 slot.closes = HANDLER_FAILED
             else:
                 slot.answer, slot.payload = answer.head, answer.payload
+                self._hold_answer(slot, answer)
         finally:
             self._task = None
             self._call = None
             self.completed(slot)
             self._pump()
+
+    def _hold_answer(self, slot: Slot, answer: Answer) -> None:
+        """An answer that has to wait for earlier ones is memory too (a Produce's is small beside its request)."""
+        slot.held_bytes = len(answer.head) + (0 if answer.payload is None else answer.payload.byte_length)
+        self._unsent_bytes += slot.held_bytes
+        self._server.agent.budget.take("response", slot.held_bytes)
+
+    def _let_go(self, slot: Slot) -> None:
+        """``slot``'s answer is not the connection's any more."""
+        self._unsent_bytes -= slot.held_bytes
+        self._server.agent.budget.give("response", slot.held_bytes)
+        slot.held_bytes = 0
 
     def _refuse(self, slot: Slot, reason: str, detail: str) -> None:
         """A request that cannot be answered: earlier ones are, then the connection is closed."""
@@ -299,9 +316,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _discard_pending(self) -> None:
         for block in self._blocks:
-            for _ in range(len(block.spans) - block.next_span):
+            for _ in range(block.pending):
                 self._release(block)
-            block.next_span = len(block.spans)
         self._blocks.clear()
 
     def _release(self, block: Block) -> None:
@@ -318,6 +334,7 @@ class Connection(asyncio.BufferedProtocol):
             if slot.api is not None:
                 slot.api.observe(self._server.clock.monotonic() - slot.block.arrived_at)
         if self._transport is None:
+            self._let_go(slot)
             if slot.payload is not None and slot.payload.release is not None:
                 slot.payload.release()
         elif not self._pumping and not self._flush_is_due:
@@ -348,6 +365,8 @@ class Connection(asyncio.BufferedProtocol):
             if answer is None:
                 break
             slots.popleft()
+            if slot.held_bytes:
+                self._let_go(slot)
             sent_bytes += len(answer)
             payload = slot.payload
             if payload is None:

@@ -26,28 +26,37 @@ LAZY_BYTES_MIN: Final = 4 * 1024 * 1024
 for an announced 100 MiB would be real memory; for small frames the page faults of a fresh mapping cost more.)"""
 
 _LENGTH: Final = struct.Struct(">i")
+_LENGTH_BYTES: Final = 4
 
 FrameBuffer = bytes | bytearray | mmap.mmap
 
 
 class Block:
-    """Received bytes that hold one or more whole frames: ``spans`` are (start, end) of each in ``buffer``.
+    """Received bytes that hold one or more whole frames, each with its length before it.
 
-    ``open_requests`` counts the requests of it that may still refer to its bytes; its owner counts it down and gives
-    ``byte_length`` back to the budget at zero. ``view`` is all of ``buffer``; ``next_span`` and ``arrived_at``
-    (monotonic seconds) are its owner's.
+    ``pending`` requests are still to be taken out with :meth:`take`; ``open_requests`` may still refer to the bytes:
+    the owner counts that down, and gives ``byte_length`` back to the budget at zero. ``view`` is all of ``buffer``,
+    ``arrived_at`` (monotonic seconds) is the owner's.
     """
 
-    __slots__ = ("arrived_at", "buffer", "byte_length", "next_span", "open_requests", "spans", "view")
+    __slots__ = ("_position", "arrived_at", "buffer", "byte_length", "open_requests", "pending", "view")
 
-    def __init__(self, buffer: FrameBuffer, spans: list[tuple[int, int]], byte_length: int) -> None:
+    def __init__(self, buffer: FrameBuffer, byte_length: int, request_count: int) -> None:
         self.buffer = buffer
         self.view = memoryview(buffer)
-        self.spans = spans
         self.byte_length = byte_length
-        self.open_requests = len(spans)
-        self.next_span = 0
+        self.open_requests = self.pending = request_count
         self.arrived_at = 0.0
+        self._position = 0
+
+    def take(self) -> tuple[int, int]:
+        """Where the next request lies in ``buffer``: (start, end), its length not included."""
+        position = self._position
+        start = position + _LENGTH_BYTES
+        end: int = start + _LENGTH.unpack_from(self.buffer, position)[0]
+        self._position = end
+        self.pending -= 1
+        return start, end
 
 
 class Scratch:
@@ -64,7 +73,7 @@ class Scratch:
 class FrameSplitter:
     """One connection's place in its stream. Strictly alternate :meth:`read_buffer` and :meth:`received`.
 
-    When ``wanted_bytes`` is not zero after :meth:`received`, a frame of that length has begun: call
+    When ``wanted_bytes`` is not zero after :meth:`received`, a frame of that size has begun: call
     :meth:`begin_frame` before the next read, as soon as its memory may be taken. When ``failure`` says something, the
     peer announced a frame that cannot be, and nothing after it can be read.
     """
@@ -99,7 +108,7 @@ class FrameSplitter:
 
     @property
     def frame_bytes(self) -> int:
-        """Length of the frame that is being received into its own buffer, 0 when there is none."""
+        """Size of the buffer that a frame is being received into, 0 when there is none."""
         return 0 if self._frame is None else len(self._frame)
 
     @property
@@ -131,37 +140,36 @@ class FrameSplitter:
         assert self._filled == length
         self._large = length >= SCRATCH_BYTES
         self._frame = self._view = None
-        return Block(frame, [(0, length)], length)
+        return Block(frame, length, 1)
 
     def _split(self, available: int) -> Block | None:
         scratch = self._scratch.buffer
-        spans: list[tuple[int, int]] = []
-        position = 0
+        position = request_count = 0
         self._head = b""
-        while available - position >= 4:
+        while available - position >= _LENGTH_BYTES:
             (length,) = _LENGTH.unpack_from(scratch, position)
             if not REQUEST_BYTES_MIN <= length <= self._frame_bytes_max:
                 self.failure = f"a frame of {length} bytes"
                 available = position
                 break
-            end = position + 4 + length
+            end = position + _LENGTH_BYTES + length
             if end > available:
-                self.wanted_bytes = length
+                self.wanted_bytes = _LENGTH_BYTES + length
                 break
-            spans.append((position + 4, end))
+            request_count += 1
             position = end
         if position < available:
             self._head = bytes(self._scratch.view[position:available])
-        if not spans:
+        if request_count == 0:
             return None
         self._large = False
-        return Block(bytes(self._scratch.view[:position]), spans, position)
+        return Block(bytes(self._scratch.view[:position]), position, request_count)
 
     def begin_frame(self) -> None:
-        """Make room for the frame of ``wanted_bytes`` and go on receiving it."""
+        """Make room for the frame of ``wanted_bytes`` (its length included) and go on receiving it."""
         length = self.wanted_bytes
         assert length > 0
-        received = self._head[4:]
+        received = self._head
         self._frame = mmap.mmap(-1, length) if length >= LAZY_BYTES_MIN else bytearray(length)
         self._view = memoryview(self._frame)
         self._filled = len(received)

@@ -73,7 +73,7 @@ def _split(data: bytes, cuts: list[int], sparing: bool) -> tuple[list[bytes], st
         buffer[:count] = data[position : position + count]
         block = splitter.received(count)
         if block is not None:
-            found += [bytes(block.buffer[start:end]) for start, end in block.spans]
+            found += [bytes(block.buffer[slice(*block.take())]) for _ in range(block.pending)]
         position += count
         turn += 1
     return found, splitter.failure
