@@ -16,7 +16,6 @@ REFERENCE = "TIDELOG_TEST_REFERENCE"
 """``kafka`` or the address of one: run the client tests against Apache Kafka, where what they expect must hold too."""
 
 
-
 def on_reference() -> bool:
     """Whether the shared broker is Apache Kafka: for the few things that it has and Tidelog says it has not."""
     return bool(os.environ.get(REFERENCE))
