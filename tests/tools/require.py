@@ -1,4 +1,4 @@
-"""A test that needs an outside tool says so here: skipped where it is missing, failed where everything must be there."""
+"""A test that needs an outside tool says so here: skipped where it is missing, failed where nothing may be missing."""
 
 from __future__ import annotations
 
