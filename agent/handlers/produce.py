@@ -23,12 +23,12 @@ from agent.context import Agent
 from agent.errors import error_code, failure_code
 from agent.slots import Slot, SlotOwner
 from agent.topics import TopicView
+from agent.wire.apis import PRODUCE
 from agent.wire.frames import Block
 from agent.wire.produce_codec import (
     NO_RECORDS,
     PartitionAck,
     PartitionRefusal,
-    PartitionSpan,
     ProduceRequest,
     RecordError,
     TopicResults,
@@ -39,7 +39,8 @@ from ingest.batch_header import BatchHeader
 from ingest.records import BatchFault, parse_header, validate
 from ingest.rewrite import needs_rewrite, rewrite
 from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
-from metadata.model import BatchCommitted, Refusal
+from metadata.model import BatchCommitted, Refusal, TopicId
+from metadata.topic_configs import TopicPolicy
 from storage.store import Chunk
 
 NO_LOG_APPEND_TIME: Final = -1
@@ -58,29 +59,28 @@ _Row = tuple[int, PartitionRefusal] | tuple[int, int, int]
 """(partition, why not), or (partition, index of its batch in the ticket, log append time in ms or -1)."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Rewrite:
-    """A valid batch whose topic stores something else."""
+    """A valid batch whose topic wants more than to store it."""
 
     batch_index: int
-    rows: list[_Row]
-    row_index: int
     payload: Chunk
     header: BatchHeader
-    view: TopicView
+    policy: TopicPolicy
 
 
 class ProduceCall(Slot):
     """One Produce request on its way: :meth:`take_in`, :meth:`rewrite` if there is something to, :meth:`append`."""
 
-    __slots__ = ("_agent", "_batches", "_request", "_rewrites", "_topics")
+    __slots__ = ("_agent", "_batches", "_request", "_rewrites", "_rewritten_bytes", "_topics")
 
     def __init__(self, owner: SlotOwner, block: Block, request: ProduceRequest, agent: Agent) -> None:
-        super().__init__(owner, block, agent.metrics.apis[0])
+        super().__init__(owner, block, agent.metrics.apis[PRODUCE])
         self._agent = agent
         self._request = request
         self._batches: list[PendingBatch] = []
-        self._rewrites: list[_Rewrite] | None = None
+        self._rewrites: list[_Rewrite] = []
+        self._rewritten_bytes = 0
         self._topics: list[tuple[str, list[_Row]]] = []
 
     def take_in(self, now_ms: int) -> bool:
@@ -98,97 +98,80 @@ class ProduceCall(Slot):
         for name, spans in request.topics:
             view = directory.by_name(name)
             rows: list[_Row] = []
+            for partition, start, end in spans:
+                if view is None or not 0 <= partition < view.partition_count:
+                    rows.append(self._refused(partition, _UNKNOWN_TOPIC))
+                else:
+                    payload = None if start == NO_RECORDS else payloads[start:end]
+                    rows.append(self._checked(view, partition, payload, now_ms))
             self._topics.append((name, rows))
-            for span in spans:
-                self._check(view, span, payloads, now_ms, rows)
-        return self._rewrites is None
+        return not self._rewrites
 
-    def _check(
-        self, view: TopicView | None, span: PartitionSpan, payloads: memoryview, now_ms: int, rows: list[_Row]
-    ) -> None:
-        """Validate one partition's batch and keep either it or its refusal."""
-        partition, start, end = span
-        if view is None or not 0 <= partition < view.partition_count:
-            self._refuse_row(rows, partition, _UNKNOWN_TOPIC)
-            return
-        payload = None if start == NO_RECORDS else payloads[start:end]
+    def _checked(self, view: TopicView, partition: int, payload: memoryview | None, now_ms: int) -> _Row:
+        """Validate one partition's batch; keeps it or says why not."""
         header = parse_header(payload)
-        if isinstance(header, BatchFault):
-            self._refuse_row(rows, partition, _refusal(header))
-            return
-        assert payload is not None
-        fault = validate(payload, header, view.policy, now_ms, self._request.api_version)
+        if type(header) is BatchFault:
+            return self._refused(partition, _refusal(header))
+        assert payload is not None and type(header) is BatchHeader
+        policy = view.policy
+        fault = validate(payload, header, policy, now_ms, self._request.api_version)
         if fault is not None:
-            self._refuse_row(rows, partition, _refusal(fault))
-            return
+            return self._refused(partition, _refusal(fault))
         batches = self._batches
-        if needs_rewrite(header, view.policy):
-            if self._rewrites is None:
-                self._rewrites = []
-            self._rewrites.append(_Rewrite(len(batches), rows, len(rows), payload, header, view))
-        rows.append((partition, len(batches), NO_LOG_APPEND_TIME))
-        batches.append(
-            PendingBatch(
-                view.topic_id,
-                partition,
-                payload,
-                header.record_count,
-                header.max_timestamp_ms,
-                header.producer_id,
-                header.producer_epoch,
-                header.base_sequence,
-            )
-        )
+        index = len(batches)
+        if needs_rewrite(header, policy):
+            self._rewrites.append(_Rewrite(index, payload, header, policy))
+        batches.append(_pending(view.topic_id, partition, payload, header))
+        return (partition, index, NO_LOG_APPEND_TIME)
 
-    def _refuse_row(self, rows: list[_Row], partition: int, refusal: PartitionRefusal) -> None:
-        rows.append((partition, refusal))
+    def _refused(self, partition: int, refusal: PartitionRefusal) -> _Row:
         self._agent.metrics.refused_batches[ErrorCode(refusal.error_code).name] += 1
+        return (partition, refusal)
 
     def refuse(self, refusal: PartitionRefusal) -> None:
         """Answer every partition with ``refusal`` when it comes to :meth:`append`."""
         self._batches.clear()
-        self._rewrites = None
+        self._rewrites.clear()
         self._topics = [
-            (name, [(partition, refusal) for partition, _, _ in spans]) for name, spans in self._request.topics
+            (name, [self._refused(partition, refusal) for partition, _, _ in spans])
+            for name, spans in self._request.topics
         ]
-        self._agent.metrics.refused_batches[ErrorCode(refusal.error_code).name] += self._request.partition_count
 
     async def rewrite(self, now_ms: int) -> None:
-        """Recompress and stamp the batches that need it (compression runs in a thread)."""
-        assert self._rewrites is not None
-        refused: set[int] = set()
+        """Check, recompress and stamp the batches that need it (what takes long runs in a thread)."""
+        refusals: dict[int, PartitionRefusal] = {}
+        stamped: set[int] = set()
         for task in self._rewrites:
-            policy = task.view.policy
-            partition = task.rows[task.row_index][0]
-            rewritten = await rewrite(task.payload, task.header, policy, now_ms)
+            index = task.batch_index
+            rewritten = await rewrite(task.payload, task.header, task.policy, now_ms)
             if isinstance(rewritten, BatchFault):
-                task.rows[task.row_index] = (partition, _refusal(rewritten))
-                self._agent.metrics.refused_batches[rewritten.code] += 1
-                refused.add(task.batch_index)
+                refusals[index] = _refusal(rewritten)
                 continue
-            header = BatchHeader.parse(rewritten)
-            self._batches[task.batch_index] = PendingBatch(
-                task.view.topic_id,
-                partition,
-                rewritten,
-                header.record_count,
-                header.max_timestamp_ms,
-                header.producer_id,
-                header.producer_epoch,
-                header.base_sequence,
-            )
-            if policy.log_append_time:
-                task.rows[task.row_index] = (partition, task.batch_index, now_ms)
-        if refused:
-            self._drop(refused)
-
-    def _drop(self, refused: set[int]) -> None:
-        """Close the gaps that refused batches leave in the numbering."""
-        kept = [index for index in range(len(self._batches)) if index not in refused]
-        renumbered = {old: new for new, old in enumerate(kept)}
+            if rewritten is not task.payload:
+                self._hold(len(rewritten))
+                batch = self._batches[index]
+                header = BatchHeader.parse(rewritten)
+                self._batches[index] = _pending(batch.topic_id, batch.partition, rewritten, header)
+            if task.policy.log_append_time:
+                stamped.add(index)
+        kept = [index for index in range(len(self._batches)) if index not in refusals]
+        numbers = {old: new for new, old in enumerate(kept)}
         self._batches = [self._batches[index] for index in kept]
-        for _, rows in self._topics:
-            rows[:] = [(row[0], renumbered[row[1]], row[2]) if len(row) == 3 else row for row in rows]
+
+        def row_after(row: _Row) -> _Row:
+            if len(row) == 2:
+                return row
+            partition, index, _ = row
+            if index in refusals:
+                return self._refused(partition, refusals[index])
+            return (partition, numbers[index], now_ms if index in stamped else NO_LOG_APPEND_TIME)
+
+        self._topics = [(name, [row_after(row) for row in rows]) for name, rows in self._topics]
+
+    def _hold(self, byte_length: int) -> None:
+        """Rewritten bytes are held beside the request's own until it is answered."""
+        self._rewritten_bytes += byte_length
+        self._agent.budget.take("request", byte_length)
 
     def append(self) -> None:
         """Hand the valid batches to the writer; the request is answered when they have settled."""
@@ -217,7 +200,7 @@ class ProduceCall(Slot):
                 assert self.api is not None
                 self.api.ok += 1
                 self.answer = encode_single_ack(request.api_version, request.correlation_id, topics[0][0], ack)
-                self.owner.completed(self)
+                self._complete()
                 return
         self._answer(ticket)
 
@@ -252,7 +235,25 @@ class ProduceCall(Slot):
             self.closes = ACKS_ERROR
         else:
             self.answer = b""
+        self._complete()
+
+    def _complete(self) -> None:
+        if self._rewritten_bytes:
+            self._agent.budget.give("request", self._rewritten_bytes)
         self.owner.completed(self)
+
+
+def _pending(topic_id: TopicId, partition: int, payload: Chunk, header: BatchHeader) -> PendingBatch:
+    return PendingBatch(
+        topic_id,
+        partition,
+        payload,
+        header.record_count,
+        header.max_timestamp_ms,
+        header.producer_id,
+        header.producer_epoch,
+        header.base_sequence,
+    )
 
 
 def _refusal(fault: BatchFault) -> PartitionRefusal:
