@@ -235,9 +235,9 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(Slot(self, block, server.metrics.apis[PRODUCE]), BAD_REQUEST, str(error))
             return
         self._produces = True
-        call = ProduceCall(self, block, request, server.agent)
+        call = ProduceCall(self, block, server.agent)
         self._slots.append(call)
-        if call.take_in(server.clock.now_ms()):
+        if call.take_in(request, server.clock.now_ms()):
             call.append()
         else:
             self._call = None

@@ -14,6 +14,7 @@ Leaves out: transactions (error 53, which clients do not retry), throttling, ver
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,27 +71,43 @@ class _Rewrite:
 
 
 class ProduceCall(Slot):
-    """One Produce request on its way: :meth:`take_in`, :meth:`rewrite` if there is something to, :meth:`append`."""
+    """One Produce request on its way: :meth:`take_in`, :meth:`rewrite` if there is something to, :meth:`append`.
 
-    __slots__ = ("_agent", "_batches", "_request", "_rewrites", "_rewritten_bytes", "_topics")
+    Tens of thousands of these wait for their commit at a time, so it keeps little.
+    """
 
-    def __init__(self, owner: SlotOwner, block: Block, request: ProduceRequest, agent: Agent) -> None:
+    __slots__ = (
+        "_acks",
+        "_agent",
+        "_api_version",
+        "_batches",
+        "_correlation_id",
+        "_rewrites",
+        "_rewritten_bytes",
+        "_topics",
+    )
+
+    def __init__(self, owner: SlotOwner, block: Block, agent: Agent) -> None:
         super().__init__(owner, block, agent.metrics.apis[PRODUCE])
         self._agent = agent
-        self._request = request
+        self._acks = 0
+        self._api_version = 0
+        self._correlation_id = 0
         self._batches: list[PendingBatch] = []
-        self._rewrites: list[_Rewrite] = []
+        self._rewrites: list[_Rewrite] | None = None
         self._rewritten_bytes = 0
         self._topics: list[tuple[str, list[_Row]]] = []
 
-    def take_in(self, now_ms: int) -> bool:
+    def take_in(self, request: ProduceRequest, now_ms: int) -> bool:
         """Validate every batch. True: :meth:`append` is next; False: :meth:`rewrite` comes before it."""
-        request = self._request
+        self._acks = request.acks
+        self._api_version = request.api_version
+        self._correlation_id = request.correlation_id
         if request.acks not in (1, -1, 0):
-            self.refuse(_INVALID_ACKS)
+            self._topics = self._all_refused(request.topics, _INVALID_ACKS)
             return True
         if request.transactional_id is not None:
-            self.refuse(_NO_TRANSACTIONS)
+            self._topics = self._all_refused(request.topics, _NO_TRANSACTIONS)
             return True
         assert self.block is not None
         payloads = self.block.view
@@ -105,7 +122,7 @@ class ProduceCall(Slot):
                     payload = None if start == NO_RECORDS else payloads[start:end]
                     rows.append(self._checked(view, partition, payload, now_ms))
             self._topics.append((name, rows))
-        return not self._rewrites
+        return self._rewrites is None
 
     def _checked(self, view: TopicView, partition: int, payload: memoryview | None, now_ms: int) -> _Row:
         """Validate one partition's batch; keeps it or says why not."""
@@ -114,12 +131,14 @@ class ProduceCall(Slot):
             return self._refused(partition, _refusal(header))
         assert payload is not None and type(header) is BatchHeader
         policy = view.policy
-        fault = validate(payload, header, policy, now_ms, self._request.api_version)
+        fault = validate(payload, header, policy, now_ms, self._api_version)
         if fault is not None:
             return self._refused(partition, _refusal(fault))
         batches = self._batches
         index = len(batches)
         if needs_rewrite(header, policy):
+            if self._rewrites is None:
+                self._rewrites = []
             self._rewrites.append(_Rewrite(index, payload, header, policy))
         batches.append(_pending(view.topic_id, partition, payload, header))
         return (partition, index, NO_LOG_APPEND_TIME)
@@ -131,16 +150,18 @@ class ProduceCall(Slot):
     def refuse(self, refusal: PartitionRefusal) -> None:
         """Answer every partition with ``refusal`` when it comes to :meth:`append`."""
         self._batches.clear()
-        self._rewrites.clear()
-        self._topics = [
-            (name, [self._refused(partition, refusal) for partition, _, _ in spans])
-            for name, spans in self._request.topics
-        ]
+        self._topics = self._all_refused(self._topics, refusal)
+
+    def _all_refused(
+        self, topics: Sequence[tuple[str, Sequence[_Row]]], refusal: PartitionRefusal
+    ) -> list[tuple[str, list[_Row]]]:
+        return [(name, [self._refused(row[0], refusal) for row in rows]) for name, rows in topics]
 
     async def rewrite(self, now_ms: int) -> None:
         """Check, recompress and stamp the batches that need it (what takes long runs in a thread)."""
         refusals: dict[int, PartitionRefusal] = {}
         stamped: set[int] = set()
+        assert self._rewrites is not None
         for task in self._rewrites:
             index = task.batch_index
             rewritten = await rewrite(task.payload, task.header, task.policy, now_ms)
@@ -194,12 +215,11 @@ class ProduceCall(Slot):
         if len(ticket.outcomes) == 1 and len(topics) == 1 and len(topics[0][1]) == 1:
             outcome = ticket.outcomes[0]
             row = topics[0][1][0]
-            request = self._request
-            if type(outcome) is BatchCommitted and outcome.refusal is None and request.acks != 0 and len(row) == 3:
+            if type(outcome) is BatchCommitted and outcome.refusal is None and self._acks != 0 and len(row) == 3:
                 ack = (row[0], outcome.base_offset, row[2], outcome.log_start_offset)
                 assert self.api is not None
                 self.api.ok += 1
-                self.answer = encode_single_ack(request.api_version, request.correlation_id, topics[0][0], ack)
+                self.answer = encode_single_ack(self._api_version, self._correlation_id, topics[0][0], ack)
                 self._complete()
                 return
         self._answer(ticket)
@@ -223,14 +243,13 @@ class ProduceCall(Slot):
                     has_error = True
                     results.append((partition, _commit_refusal(outcome)))
             topics.append((name, results))
-        request = self._request
         assert self.api is not None
         if has_error:
             self.api.error += 1
         else:
             self.api.ok += 1
-        if request.acks != 0:
-            self.answer = encode_produce_response(request.api_version, request.correlation_id, topics)
+        if self._acks != 0:
+            self.answer = encode_produce_response(self._api_version, self._correlation_id, topics)
         elif has_error:
             self.closes = ACKS_ERROR
         else:

@@ -39,7 +39,7 @@ PartitionSpan = tuple[int, int, int]
 """(partition, start, end) of its records in the frame's buffer; start is NO_RECORDS when they are null."""
 
 
-class ProduceRequest(msgspec.Struct):
+class ProduceRequest(msgspec.Struct, gc=False):
     """A decoded request; the spans in ``topics`` point into the buffer it was decoded from."""
 
     api_version: int
