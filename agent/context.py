@@ -12,10 +12,9 @@ from runtime.clock import Clock, Entropy
 from runtime.settings import Settings
 
 if TYPE_CHECKING:
-    from ingest.writer import SegmentWriter
-
     from agent.fetch.fetcher import Fetcher
     from agent.metrics import AgentMetrics
+    from ingest.writer import SegmentWriter
 
 Body = dict[str, Any]
 """A response as kio field names to values, nested tuples of dicts for nested entities. It may carry the fields of
