@@ -352,12 +352,13 @@ class GroupCoordinator:
             _settle(self._syncs.pop(ticket, None), sync_answer)
 
     def _answer_all(self, refusal: Refusal) -> None:
-        joins, self._joins = self._joins, {}
-        for join in joins.values():
+        # The same dicts stay: a command that is queued now will park its ticket in the one it was given.
+        for join in self._joins.values():
             _settle(join, JoinGroupAnswer(refusal, ""))
-        syncs, self._syncs = self._syncs, {}
-        for sync in syncs.values():
+        self._joins.clear()
+        for sync in self._syncs.values():
             _settle(sync, SyncGroupAnswer(refusal))
+        self._syncs.clear()
 
     def _load(self, snapshot: StoreSnapshot) -> None:
         """The groups are those that are durable. Who waited in one that is not must join anew."""

@@ -286,6 +286,23 @@ async def test_a_failed_write_sends_who_waits_to_join_anew(cluster: Cluster) -> 
     assert await cluster.committed() == []
 
 
+async def test_who_asks_while_a_write_fails_is_answered_too(cluster: Cluster) -> None:
+    cluster.hold()
+    cluster.store.fail_before = 1
+    committing = asyncio.create_task(cluster.commit(1))
+    await settle()
+    joining = cluster.join("a-member-of-before")
+    syncing = asyncio.create_task(
+        cluster.groups.sync_group(SyncGroup("g", 1, "a-member-of-before", None, None, None, ()))
+    )
+    await settle()
+    cluster.release()
+    with pytest.raises(MetadataUnavailable):
+        await committing
+    assert (await asyncio.wait_for(joining, 5)).refusal is Refusal.UNKNOWN_MEMBER_ID
+    assert (await asyncio.wait_for(syncing, 5)).refusal is Refusal.UNKNOWN_MEMBER_ID
+
+
 async def test_a_commit_whose_write_failed_after_its_effect_is_seen(cluster: Cluster) -> None:
     cluster.store.fail_after = 1
     with pytest.raises(MetadataUnavailable):
