@@ -207,7 +207,7 @@ class ProduceCall(Slot):
             metrics.received_records += batch.record_count
             append(ticket, index, batch)
         metrics.received_batches += len(batches)
-        self._batches = []
+        batches.clear()
 
     def _settled(self, ticket: ProduceTicket) -> None:
         """Every batch has its outcome: answer. The request of one acknowledged batch, the commonest, comes first."""
