@@ -20,8 +20,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 S3_SETTINGS = SETTINGS | {
     "INGEST__LINGER_MS": "50",
-    "S3__REQUEST_TIMEOUT_MS": "800",
-    "INGEST__UPLOAD_DEADLINE_MS": "2500",
+    "S3__REQUEST_TIMEOUT_MS": "2000",
+    "INGEST__UPLOAD_DEADLINE_MS": "3000",
 }
 
 
