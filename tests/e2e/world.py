@@ -72,6 +72,7 @@ class World:
         assert self.history.acknowledged_count == self.history.sent_count, "every record was acknowledged in the end"
 
 
-def leaked_files(data: Path) -> list[Path]:
-    """Temporary files of segments: there must be none once nothing is being uploaded."""
-    return [path for folder in data.rglob(".uploading") for path in folder.rglob("*") if path.is_file()]
+def leaked_files(data: Path) -> list[str]:
+    """Every file under ``data`` but the metadata's and whole segments: there must be none while nothing is uploaded."""
+    names = [str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()]
+    return [name for name in names if not name.startswith(("metadata.sqlite", "objects/segments/"))]

@@ -168,6 +168,51 @@ def test_commits_are_kept_and_resumed_from(bootstrap: str, unique: Unique) -> No
     resumed.close()
 
 
+def test_offsets_do_not_outlive_their_topic(bootstrap: str, unique: Unique) -> None:
+    topic, group = unique("confluent-reborn"), unique("group")
+    admin = create_topic(bootstrap, topic)
+    produce(bootstrap, topic, [{"value": b"old %d" % number} for number in range(5)])
+    config = {"bootstrap.servers": bootstrap, "group.id": group, "auto.offset.reset": "earliest", "log_level": 0}
+    consumer = Consumer(config)
+    consumer.subscribe([topic])
+    read(consumer, 5)
+    consumer.commit(asynchronous=False)
+    consumer.close()
+    admin.delete_topics([topic])[topic].result(15)
+    create_topic(bootstrap, topic)
+    produce(bootstrap, topic, [{"value": b"new %d" % number} for number in range(7)])
+    again = Consumer(config)
+    again.subscribe([topic])
+    assert [message.value() for message in read(again, 7)] == [b"new %d" % number for number in range(7)]
+    again.close()
+
+
+def test_an_open_consumer_reads_only_the_new_topic_after_a_re_creation(bootstrap: str, unique: Unique) -> None:
+    topic = unique("confluent-under")
+    admin = create_topic(bootstrap, topic)
+    produce(bootstrap, topic, [{"value": b"old"} for _ in range(5)])
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": unique("group"),
+            "auto.offset.reset": "earliest",
+            "topic.metadata.refresh.interval.ms": 300,
+            "log_level": 0,
+        }
+    )
+    consumer.subscribe([topic])
+    assert {message.value() for message in read(consumer, 5)} == {b"old"}
+    admin.delete_topics([topic])[topic].result(15)
+    create_topic(bootstrap, topic)
+    produce(bootstrap, topic, [{"value": b"new"} for _ in range(20)])
+    seen: set[bytes | None] = set()
+    deadline = time.monotonic() + 20
+    while b"new" not in seen and time.monotonic() < deadline:
+        seen |= {message.value() for message in consumer.consume(50, 0.2) if message.error() is None}
+    assert seen == {b"new"}
+    consumer.close()
+
+
 def test_a_pattern_subscription_finds_topics_made_later(bootstrap: str, unique: Unique) -> None:
     prefix = unique("pattern")
     create_topic(bootstrap, f"{prefix}-a")
