@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := agent ingest metadata storage runtime autoscaler tidelog tests benchmarks
 
+.DEFAULT_GOAL := help
 .PHONY: help env demo test check fmt docs bench fuzz requirements
 
 help:
@@ -13,18 +14,23 @@ help:
 	@echo "make bench   one table of speed ratios against peers and raw limits"
 	@echo "make fuzz    the fuzz tests, longer (FUZZ_EXAMPLES=20000)"
 	@echo "make env     .venv with .venv/bin/tidelog"
-	@echo "make docs    regenerate docs/configuration.md, docs/metrics.md and docs/apis.md from the code"
+	@echo "make docs    regenerate the reference pages in docs/ from the code"
+	@echo "make fmt     format, and mend what lint can mend"
 
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 env: $(VENV)/.ready
 
 $(VENV)/.ready: requirements/base.txt requirements/build.txt pyproject.toml
-	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
-	@echo "installing the pinned, hashed requirements into $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Tidelog needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make env PYTHON=python3.11"; exit 1; }
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "installing the pinned, hashed requirements into $(VENV) (about a minute the first time)"
 	@$(PIP) --require-hashes -r requirements/build.txt
 	@$(PIP) --require-hashes -r requirements/base.txt
 	@PYTHONWARNINGS=ignore $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
+	@echo "ready: . $(BIN)/activate && tidelog up"
 
 $(VENV)/.dev: $(VENV)/.ready requirements/dev.txt
 	@echo "installing the development requirements into $(VENV)"
