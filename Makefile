@@ -50,7 +50,7 @@ check: $(VENV)/.dev
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
-	$(BIN)/pytest -q tests
+	$(BIN)/pytest -q --durations 20 tests
 
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/pytest -q --timeout 0 tests/property
