@@ -5,6 +5,8 @@
 - A manual assignment is accepted when it names the partitions 0..n-1 and only brokers that exist.
 - A name that comes twice in a request is INVALID_REQUEST, and none of its entries is created.
 
+The configs of topics beyond what one answer may carry are not shown: their config error is INVALID_REQUEST.
+
 Left out: the request's timeout (an answer takes as long as one metadata transaction).
 """
 
@@ -19,22 +21,26 @@ from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
 from agent.errors import failure_code
+from agent.handlers.answer_limit import AnswerLimit
 from agent.handlers.describe_configs import creation_rows
 from metadata.model import MetadataError, Refusal, Refused, Topic
 
 DEFAULT = -1
+CONFIG_BYTES = 64
+"""Roughly what one config takes in the answer."""
 
 
 async def handle(_call: Call, request: Any, agent: Agent) -> Body:
     """Create every topic of the request on its own: one that fails does not disturb the others."""
     counts = Counter(topic.name for topic in request.topics)
     once = [topic for topic in request.topics if counts[topic.name] == 1]
-    rows = await asyncio.gather(*(_create(topic, request.validate_only, agent) for topic in once))
+    limit = AnswerLimit()
+    rows = await asyncio.gather(*(_create(topic, request.validate_only, agent, limit) for topic in once))
     twice = [_refused(name, ErrorCode.invalid_request, "Duplicate topic name.") for name in counts if counts[name] > 1]
     return {"throttle_time": 0, "topics": (*rows, *twice)}
 
 
-async def _create(wanted: Any, validate_only: bool, agent: Agent) -> Body:
+async def _create(wanted: Any, validate_only: bool, agent: Agent, limit: AnswerLimit) -> Body:
     try:
         topic = await agent.metadata.create_topic(
             wanted.name, _partition_count(wanted, agent), _configs(wanted), validate_only
@@ -43,7 +49,13 @@ async def _create(wanted: Any, validate_only: bool, agent: Agent) -> Body:
         return _refused(wanted.name, failure_code(refused), str(refused))
     except MetadataError as error:
         return _refused(wanted.name, failure_code(error), str(error))
-    return _created(topic, validate_only)
+    row = _created(topic, validate_only)
+    if limit.reached():
+        return {**row, "topic_config_error_code": ErrorCode.invalid_request, "configs": None}
+    row["configs"] = creation_rows(topic.configs)
+    if limit.add(len(row["configs"]) * CONFIG_BYTES):
+        await limit.pause()
+    return row
 
 
 def _partition_count(wanted: Any, agent: Agent) -> int:
@@ -124,5 +136,5 @@ def _created(topic: Topic, validate_only: bool) -> Body:
         "error_message": None,
         "num_partitions": topic.partition_count,
         "replication_factor": 1,
-        "configs": creation_rows(topic.configs),
+        "configs": (),
     }

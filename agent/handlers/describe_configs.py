@@ -4,12 +4,15 @@ Topics show every config of Kafka's list with its value and source; the document
 here. A broker shows the settings that exist in this agent under Kafka's names, read-only: they are changed in
 its configuration file (docs/configuration.md).
 
+A resource that comes twice is answered once. Resources beyond what one answer may carry are INVALID_REQUEST.
+
 Left out: broker loggers, client metrics and groups as resources (INVALID_REQUEST).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from kio.schema.errors import ErrorCode
@@ -17,6 +20,7 @@ from kio.schema.errors import ErrorCode
 from agent.broker_configs import broker_configs
 from agent.context import Agent, Body, Call
 from agent.errors import error_code
+from agent.handlers.answer_limit import ANSWER_BYTES_MAX, AnswerLimit
 from metadata.config_definitions import ConfigDefinition
 from metadata.model import Refused
 from metadata.state import check_topic_name
@@ -29,14 +33,26 @@ DYNAMIC_TOPIC_CONFIG = 1
 STATIC_BROKER_CONFIG = 4
 DEFAULT_CONFIG = 5
 
+TOO_MUCH = f"The answer would exceed {ANSWER_BYTES_MAX >> 20} MiB: ask for fewer resources at a time."
+
 
 async def handle(_call: Call, request: Any, agent: Agent) -> Body:
     """Answer from the agent's own view of topics and its settings."""
     with_documentation = getattr(request, "include_documentation", False)
-    results = tuple(
-        _describe(resource, agent, request.include_synonyms, with_documentation) for resource in request.resources
-    )
-    return {"throttle_time": 0, "results": results}
+    limit = AnswerLimit()
+    results: dict[tuple[int, str], Body] = {}
+    for resource in request.resources:
+        key = (resource.resource_type, resource.resource_name)
+        if key in results:
+            continue
+        if limit.reached():
+            result = _result(resource, ErrorCode.invalid_request, TOO_MUCH)
+        else:
+            result = _describe(resource, agent, request.include_synonyms, with_documentation)
+        results[key] = result
+        if limit.add(_byte_count(result)):
+            await limit.pause()
+    return {"throttle_time": 0, "results": tuple(results.values())}
 
 
 def _describe(resource: Any, agent: Agent, with_synonyms: bool, with_documentation: bool) -> Body:
@@ -121,6 +137,7 @@ def creation_rows(configs: Mapping[str, str]) -> tuple[Body, ...]:
     return tuple({field: row[field] for field in shown} for row in rows)
 
 
+@cache
 def _documentation(definition: ConfigDefinition) -> str:
     return f"{definition.documentation} In Tidelog: {definition.support.value} ({definition.reason})."
 
@@ -129,6 +146,16 @@ def _filtered(rows: Iterable[Body], names: Iterable[str] | None) -> tuple[Body, 
     """Null and empty both mean all, as in Kafka's ``ConfigHelper``."""
     wanted = set(names or ())
     return tuple(row for row in rows if not wanted or row["name"] in wanted)
+
+
+def _byte_count(result: Body) -> int:
+    """Roughly what a result takes when it is encoded."""
+    count = len(result["resource_name"]) + len(result["error_message"] or "")
+    for row in result["configs"]:
+        count += 12 + len(row["name"]) + len(row["value"] or "") + len(row["documentation"] or "")
+        for synonym in row["synonyms"]:
+            count += 4 + len(synonym["name"]) + len(synonym["value"] or "")
+    return count
 
 
 def _result(resource: Any, code: ErrorCode, message: str | None, configs: tuple[Body, ...] = ()) -> Body:

@@ -1,5 +1,6 @@
 """The administrative handlers against a metadata service in memory; every answer is encoded in every version."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -13,6 +14,7 @@ from kio.serial import entity_reader
 
 from agent.context import Agent, AgentIdentity, Body, Call
 from agent.handlers import (
+    answer_limit,
     create_topics,
     delete_topics,
     describe_cluster,
@@ -413,6 +415,22 @@ async def test_deletion_while_the_metadata_is_away_has_an_unknown_outcome(agent:
     assert row.error_code is ErrorCode.request_timed_out
 
 
+async def test_configs_of_many_new_topics_are_shown_for_those_that_fit(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_limit, "ANSWER_BYTES_MAX", 5_000)
+    topics = [
+        entity(name=f"t{number}", num_partitions=1, replication_factor=1, assignments=(), configs=())
+        for number in range(20)
+    ]
+    answer = await ask(create_topics, 19, 7, entity(topics=topics, validate_only=False), agent)
+    assert {row.error_code for row in answer.topics} == {ErrorCode.none}
+    shown = [row for row in answer.topics if row.configs]
+    assert 1 <= len(shown) < 20
+    left_out = [row.topic_config_error_code for row in answer.topics if row.configs is None]
+    assert left_out == [ErrorCode.invalid_request] * (20 - len(shown))
+
+
 # --- DescribeConfigs --------------------------------------------------------------------------------------
 
 
@@ -424,6 +442,53 @@ async def describe(agent: Agent, kind: int, name: str, keys: Any = None, version
     )
     (result,) = (await ask(describe_configs, 32, version, request, agent)).results
     return result
+
+
+async def test_a_resource_named_many_times_is_described_once(agent: Agent, store: FakeMetadata) -> None:
+    await store.create_topic("logs", 1, {})
+    logs = entity(resource_type=2, resource_name="logs", configuration_keys=None)
+    gone = entity(resource_type=2, resource_name="gone", configuration_keys=None)
+    request = entity(resources=(logs, gone, *[logs] * 5_000), include_synonyms=True, include_documentation=True)
+    answer = await ask(describe_configs, 32, 4, request, agent)
+    assert [row.resource_name for row in answer.results] == ["logs", "gone"]
+    assert len(answer.results[0].configs) == len(TOPIC_CONFIGS)
+
+
+async def test_resources_beyond_the_size_of_an_answer_are_refused(
+    agent: Agent, store: FakeMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_limit, "ANSWER_BYTES_MAX", 30_000)
+    names = [f"t{number}" for number in range(9)]
+    for name in names:
+        await store.create_topic(name, 1, {})
+    resources = [entity(resource_type=2, resource_name=name, configuration_keys=None) for name in names]
+    request = entity(resources=resources, include_synonyms=True, include_documentation=True)
+    answer = await ask(describe_configs, 32, 4, request, agent)
+    assert [row.resource_name for row in answer.results] == names
+    shown = [row for row in answer.results if row.error_code is ErrorCode.none]
+    refused = answer.results[len(shown) :]
+    assert shown and all(len(row.configs) == len(TOPIC_CONFIGS) for row in shown)
+    assert refused and {row.error_code for row in refused} == {ErrorCode.invalid_request}
+    assert "fewer resources" in refused[0].error_message and not refused[0].configs
+
+
+async def test_other_tasks_have_their_turns_while_a_large_answer_is_built(agent: Agent, store: FakeMetadata) -> None:
+    for number in range(100):
+        await store.create_topic(f"t{number}", 1, {})
+    resources = [entity(resource_type=2, resource_name=f"t{number}", configuration_keys=None) for number in range(100)]
+    request = entity(resources=resources, include_synonyms=True, include_documentation=True)
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    await describe_configs.handle(Call(32, 4, 5, "test", "/127.0.0.1"), request, agent)
+    counting.cancel()
+    assert turns >= 5
 
 
 @pytest.mark.parametrize("version", range(1, 5))

@@ -17,6 +17,7 @@ from kio.serial import entity_reader, entity_writer
 from prometheus_client import CollectorRegistry
 
 from agent.context import Agent, AgentIdentity, Call
+from agent.handlers import answer_limit
 from agent.topics import TopicDirectory
 from agent.wire.codec import decode_request, encode_response
 from metadata.group_model import JoinGroup
@@ -483,6 +484,39 @@ async def test_fetching_everything_a_group_has(client: Client, version: int) -> 
     assert fetched(topics) == [("logs", 1, 101, "note", ErrorCode.none), ("logs", 3, 103, "note", ErrorCode.none)]
 
 
+@pytest.mark.parametrize("version", versions("offset_fetch", 8))
+async def test_what_a_fetch_names_many_times_is_answered_once(client: Client, version: int) -> None:
+    await client.commit(topics=topics_to_commit(("logs", 1)))
+    topic = {"name": "logs", "partition_indexes": (1, 0) * 1_000}
+    groups = tuple(
+        {"group_id": "g", "member_id": None, "member_epoch": -1, "topics": topics}
+        for topics in ((topic, topic), None, *[None] * 1_000)
+    )
+    answer = await client.call("offset_fetch", version, groups=groups, require_stable=False)
+    (group,) = answer.groups
+    assert fetched(group.topics) == [
+        ("logs", 1, 101, "note", ErrorCode.none),
+        ("logs", 0, -1, "", ErrorCode.none),
+    ]
+
+
+async def test_groups_beyond_the_size_of_an_answer_have_to_be_fetched_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_limit, "ANSWER_BYTES_MAX", 4_000)
+    for group_id in ("g", "h", "i"):
+        await client.commit(group_id=group_id, topics=topics_to_commit(("logs", 1), metadata="m" * 3_900))
+    groups = tuple({"group_id": each, "member_id": None, "member_epoch": -1, "topics": None} for each in "ghi")
+    answer = await client.call("offset_fetch", 9, groups=groups, require_stable=False)
+    later = ErrorCode.coordinator_load_in_progress
+    assert [(group.group_id, group.error_code) for group in answer.groups] == [
+        ("g", ErrorCode.none),
+        ("h", later),
+        ("i", later),
+    ]
+    assert later.retriable
+
+
 # --- looking at groups ------------------------------------------------------------------------------------
 
 
@@ -597,3 +631,27 @@ async def test_without_the_metadata_service_not_all_offsets_are_none(away: Clien
     values = {"group_id": "g", "topics": None, "groups": (group,), "require_stable": False}
     answer = await away.call("offset_fetch", version, **values)
     assert codes(answer) == [ErrorCode.not_coordinator]
+
+
+@pytest.mark.parametrize("version", versions("describe_groups"))
+async def test_a_group_named_many_times_is_described_once(client: Client, version: int) -> None:
+    await client.stable()
+    answer = await client.call(
+        "describe_groups", version, groups=("g", "missing") * 1_000, include_authorized_operations=False
+    )
+    assert [group.group_id for group in answer.groups] == ["g", "missing"]
+    assert len(answer.groups[0].members) == 1
+
+
+async def test_groups_beyond_the_size_of_an_answer_have_to_be_described_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_limit, "ANSWER_BYTES_MAX", 5_000)
+    for group_id in ("g", "h"):
+        joined = await client.member(group_id=group_id, protocols=({"name": "range", "metadata": bytes(5_000)},))
+        assert (await client.sync(joined, group_id=group_id)).error_code is ErrorCode.none
+    missing = tuple(f"missing-{number}" for number in range(200))
+    answer = await client.call("describe_groups", 5, groups=("g", "h", *missing), include_authorized_operations=False)
+    assert [group.group_id for group in answer.groups] == ["g", "h", *missing]
+    assert answer.groups[0].error_code is ErrorCode.none
+    assert {group.error_code for group in answer.groups[1:]} == {ErrorCode.coordinator_load_in_progress}
