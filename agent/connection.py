@@ -108,7 +108,14 @@ class Connection(asyncio.BufferedProtocol):
         self._transport = transport
         server = self._server
         budget = server.agent.budget
-        self._intake = Intake(transport, budget, server.scratch, server.limits.request_bytes_max, server.coarse_now)
+        self._intake = Intake(
+            transport,
+            budget,
+            server.large_frames,
+            server.scratch,
+            server.limits.request_bytes_max,
+            server.coarse_now,
+        )
         self._outgoing = Outgoing(transport, budget)
         peer = transport.get_extra_info("peername")
         self._client_host = f"/{peer[0]}" if peer else "/unknown"
@@ -436,6 +443,16 @@ class Connection(asyncio.BufferedProtocol):
             self._busy_at = now
         elif not intake.mid_frame and now - max(intake.active_at, self._busy_at) > limits.idle_ms / 1000:
             self.close(IDLE)
+
+    def large_frame_bytes(self, now: float) -> int:
+        """What giving this connection's unfinished frame up (:meth:`give_frame_up`) would free; 0 when it is young."""
+        return 0 if self._ending or self._intake is None else self._intake.large_frame_bytes(now)
+
+    def give_frame_up(self) -> None:
+        """Large unfinished frames hold all that they may, and this one is the largest."""
+        assert self._intake is not None
+        overdue = self._intake.gives_way()
+        self._cut(overdue.reason, overdue.detail)
 
     def _cut(self, reason: str, detail: str) -> None:
         self._report(reason, detail)

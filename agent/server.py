@@ -12,6 +12,7 @@ from agent.context import Agent
 from agent.dispatch import HANDLERS, Dispatcher, Handler
 from agent.failure_log import FailureLog
 from agent.file_limit import raise_file_limit
+from agent.intake import STALLED_SECONDS, large_frame_budget
 from agent.wire.codec import warm_up
 from agent.wire.frames import Scratch
 from runtime.tasks import Supervisor
@@ -37,6 +38,8 @@ class KafkaServer:
         self.failures = FailureLog(agent.clock)
         self.dispatcher = Dispatcher(agent, self.failures, handlers)
         self.scratch = Scratch()
+        self.large_frames = large_frame_budget(agent.budget)
+        self._frames_short_since: float | None = None
         self.coarse_now = agent.clock.monotonic()
         """Monotonic seconds as of the last sweep: what idle and stall times are measured with."""
         self._connections: set[Connection] = set()
@@ -170,3 +173,16 @@ class KafkaServer:
         self.failures.sweep()
         for connection in list(self._connections):
             connection.sweep(self.coarse_now)
+        self._make_room_for_frames()
+
+    def _make_room_for_frames(self) -> None:
+        """Large frames that only wait for each other, or for a client that takes its time: the largest has to go."""
+        now = self.coarse_now
+        if not self.large_frames.exhausted:
+            self._frames_short_since = None
+        elif self._frames_short_since is None:
+            self._frames_short_since = now
+        elif now - self._frames_short_since >= STALLED_SECONDS:
+            largest = max(self._connections, key=lambda connection: connection.large_frame_bytes(now), default=None)
+            if largest is not None and largest.large_frame_bytes(now):
+                largest.give_frame_up()

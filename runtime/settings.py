@@ -87,7 +87,10 @@ class ConnectionSettings(Section):
         16_000, ge=1, description="Open client connections; one more is closed at once and counted."
     )
     request_bytes_max: int = Field(
-        100 * MIB, ge=KIB, description="Largest request frame (Kafka's socket.request.max.bytes)."
+        100 * MIB,
+        ge=KIB,
+        description="Largest request frame (Kafka's socket.request.max.bytes); "
+        "never more than half of memory.budget_bytes.",
     )
     requests_in_flight_max: int = Field(
         8_192, ge=1, description="Requests of one connection taken in but not yet answered; then it is not read from."

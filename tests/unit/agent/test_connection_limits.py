@@ -8,9 +8,11 @@ import pytest
 import structlog
 
 from agent.failure_log import LINES_MAX, WINDOW_SECONDS, FailureLog
-from agent.intake import RESERVED_BYTES, STALLED_SECONDS
+from agent.intake import RESERVED_BYTES, SHORT_RATE_MIN, STALLED_SECONDS, large_frame_budget
 from agent.wire import apis
 from agent.wire.codec import EncodedResponse
+from runtime.budget import Budget
+from runtime.settings import Settings
 from tests.support.batches import build_batch
 from tests.support.connections import Gate, Harness, ManualClock, deliver, frame, heartbeat, produce, turns
 
@@ -200,11 +202,25 @@ async def test_over_the_budget_small_requests_of_consumers_go_on() -> None:
 
 async def test_announcing_large_frames_does_not_use_the_budget_up() -> None:
     harness = Harness(budget_bytes=64 * MIB)
-    for _ in range(10):
+    for _ in range(20):
         connection, transport = harness.connect()
-        deliver(connection, transport, struct.pack(">i", 100 * MIB) + b"\0\0\0\7")
-    assert harness.budget.held_bytes == 10 * RESERVED_BYTES
-    assert not harness.budget.exhausted
+        deliver(connection, transport, struct.pack(">i", 30 * MIB) + b"\0\0\0\7")
+    assert harness.budget.held_bytes == 8 * RESERVED_BYTES, "half of the budget is not for large frames"
+    assert not harness.budget.exhausted and not transport.reading
+    connection, transport = harness.connect()
+    small = big_produce(1, 100_000)
+    assert deliver(connection, transport, small, piece=1000) == len(small), "who sends little does not notice"
+
+
+async def test_a_frame_larger_than_half_of_the_budget_is_refused_at_once() -> None:
+    harness = Harness(budget_bytes=64 * MIB)
+    connection, transport = harness.connect()
+    with structlog.testing.capture_logs() as lines:
+        deliver(connection, transport, struct.pack(">i", 32 * MIB + 1) + bytes(MIB))
+    assert transport.closing and harness.budget.held_bytes == 0
+    assert [line["event"] for line in lines] == ["connection_closed_bad_frame"]
+    settings = Settings()
+    assert settings.connection.request_bytes_max < large_frame_budget(Budget(settings.memory.budget_bytes)).limit_bytes
 
 
 async def test_a_very_large_frame_is_accounted_as_it_comes_and_released() -> None:
@@ -222,37 +238,63 @@ async def test_a_very_large_frame_is_accounted_as_it_comes_and_released() -> Non
     assert len(transport.answers()) == 1
 
 
-async def test_a_stalled_frame_gives_way_when_memory_is_short() -> None:
+@pytest.mark.parametrize(("rate", "cut"), [(0, True), (1, True), (SHORT_RATE_MIN // 2, True), (SHORT_RATE_MIN, False)])
+async def test_a_slow_frame_gives_way_when_memory_is_short(rate: int, cut: bool) -> None:
     harness = Harness(budget_bytes=MIB)
-    stalled_connection, stalled = harness.connect()
-    deliver(stalled_connection, stalled, big_produce(1, 900_000)[:200_000])
-    connection, transport = harness.connect()
-    deliver(connection, transport, big_produce(2, 200_000))
+    slow_connection, slow = harness.connect()
+    request = big_produce(1, 500_000)
+    deliver(slow_connection, slow, request[:100])
+    harness.budget.take("segment", 600_000)
     assert harness.budget.exhausted
-    harness.sweep(STALLED_SECONDS / 2)
-    assert not stalled.closing
-    harness.sweep(STALLED_SECONDS)
+    position = 100
+    for second in range(int(STALLED_SECONDS) + 1):
+        assert not slow.closing or second == STALLED_SECONDS
+        position += deliver(slow_connection, slow, request[position : position + rate])
+        harness.sweep(1)
     await turns()
-    assert stalled.closing and not transport.closing
-    assert harness.metrics.connections_closed["memory_pressure"] == 1
-    assert not harness.budget.exhausted
+    assert slow.closing == cut
+    assert harness.metrics.connections_closed["memory_pressure"] == cut
+    assert harness.budget.held_bytes == 600_000 + (0 if cut else len(request))
 
 
-async def test_very_large_frames_that_wait_for_each_other_do_not_wait_forever() -> None:
-    harness = Harness(budget_bytes=10 * MIB, frame_ms=30_000)
-    pairs = [harness.connect() for _ in range(2)]
-    for connection, transport in pairs:
-        deliver(connection, transport, struct.pack(">i", 50 * MIB) + bytes(MIB))
-    for connection, transport in pairs:
-        deliver(connection, transport, bytes(8 * MIB))
-        assert not transport.reading, "its next bytes have to wait for memory"
-    assert harness.budget.exhausted and harness.budget.held_bytes < 20 * MIB
-    harness.sweep(29)
+async def test_of_large_frames_that_wait_for_each_other_the_largest_gives_way() -> None:
+    harness = Harness(budget_bytes=40 * MIB, frame_ms=30_000)
+    pairs = [harness.connect() for _ in range(3)]
+    request = struct.pack(">i", 19 * MIB) + bytes(19 * MIB)
+    for megabytes in range(19):
+        for connection, transport in pairs:
+            deliver(connection, transport, request[megabytes * MIB : (megabytes + 1) * MIB])
+    deliver(*pairs[1], request[:MIB])
+    assert not any(transport.reading for _, transport in pairs), "their next bytes have to wait for memory"
+    assert 20 * MIB <= harness.budget.held_bytes < 26 * MIB
+    for _ in range(2):
+        harness.sweep(1)
     assert not any(transport.closing for _, transport in pairs)
+    harness.sweep(1)
+    await turns()
+    assert [transport.closing for _, transport in pairs].count(True) == 1
+    assert any(transport.reading for _, transport in pairs)
+    assert harness.metrics.connections_closed["memory_pressure"] == 1
+    for _, transport in pairs:
+        transport.close()
+    await turns()
+    assert harness.budget.held_bytes == harness.server.large_frames.held_bytes == 0
+
+
+async def test_frames_that_wait_for_commits_do_not_wait_forever() -> None:
+    harness = Harness(budget_bytes=40 * MIB, frame_ms=30_000)
+    connection, transport = harness.connect()
+    deliver(connection, transport, struct.pack(">i", 10 * MIB) + bytes(MIB))
+    harness.budget.take("segment", 40 * MIB)
+    deliver(connection, transport, bytes(4 * MIB))
+    assert not transport.reading
+    for _ in range(29):
+        harness.sweep(1)
+    assert not transport.closing, "it is not what holds the memory"
     harness.sweep(2)
     await turns()
-    assert all(transport.closing for _, transport in pairs)
-    assert harness.budget.held_bytes == 0
+    assert transport.closing
+    assert harness.budget.held_bytes == 40 * MIB
 
 
 async def test_a_lost_connection_gives_everything_back_but_what_the_writer_holds() -> None:
