@@ -48,6 +48,9 @@ def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     with TidelogProcess(folder / "data", settings=FAST_SETTINGS) as tidelog:
         yield tidelog.bootstrap
+        assert tidelog.running(), f"it died under the tests:\n{tidelog.log_tail()}"
+        errors = [line for line in tidelog.log().splitlines() if '"level": "error"' in line or "Traceback" in line]
+        assert errors == [], "no client makes it log an error"
 
 
 @pytest.fixture

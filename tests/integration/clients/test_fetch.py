@@ -100,7 +100,7 @@ def test_a_long_poll_is_woken_by_the_commit(bootstrap: str, connection: RawKafka
         acknowledged = time.monotonic()
         thread.join(10)
         assert woken, "the long poll was not woken"
-        assert woken[0][0] - acknowledged < 1.0
+        assert woken[0][0] - acknowledged < 3
         assert woken[0][1] == [(0, b"wake up")]
         connection.delete_topic(topic)
         connection.create_topic(topic)
@@ -109,7 +109,7 @@ def test_a_long_poll_is_woken_by_the_commit(bootstrap: str, connection: RawKafka
 def test_a_long_poll_that_nothing_wakes_ends_at_its_time(connection: RawKafka, topic: str) -> None:
     started = time.monotonic()
     answer = connection.fetch(topic, 0, max_wait_ms=400)
-    assert 0.35 <= time.monotonic() - started < 2.0
+    assert 0.35 <= time.monotonic() - started < 5
     assert (answer.error_code, records(answer.records)) == (0, [])
 
 

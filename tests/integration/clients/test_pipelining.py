@@ -32,7 +32,7 @@ def test_64_produces_sent_at_once_share_one_linger_and_are_answered_in_order(
         took_s = time.monotonic() - started
         assert offsets == list(range(1, REQUESTS + 1)), "in order, each with its own offset"
         # One after the other they would take 64 x 250 ms = 16 s.
-        assert 0.15 < took_s < 1.2
+        assert 0.15 < took_s < 3
         found = records(connection.fetch("pipelined", 1).records)
         assert found == [(number + 1, b"%d" % number) for number in range(REQUESTS)]
 
