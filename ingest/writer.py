@@ -14,6 +14,7 @@ import structlog
 
 from ingest.buffer import BATCH_OVERHEAD_BYTES, OpenSegment
 from ingest.committer import Committer
+from ingest.failed_sequences import BEFORE_ALL, FailedSequences
 from ingest.metrics import IngestMetrics
 from ingest.policy import SealReason, seal_after_append
 from ingest.sealed import SealedSegment
@@ -80,7 +81,10 @@ class SegmentWriter:
         self._on_fenced = on_fenced
         self._segment_bytes_max = settings.segment_bytes_max
         self._uploader = Uploader(store, settings, clock, entropy, supervisor, metrics)
-        self._committer = Committer(metadata, budget, clock, entropy, metrics, sink, self._uploader.discard)
+        self._failed_sequences = FailedSequences(clock, settings.upload_deadline_ms / 1000)
+        self._committer = Committer(
+            metadata, budget, clock, entropy, metrics, sink, self._uploader.discard, self._failed_sequences
+        )
         self._state = _State.NEW
         self._agent_epoch = -1
         self._sequence = 0
@@ -107,7 +111,7 @@ class SegmentWriter:
         segment = self._open
         if segment is None:
             if self._state is not _State.RUNNING:
-                asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
+                self._turn_away(ticket, index, batch)
                 return
             segment = self._open_segment()
         segment.append(ticket, index, batch)
@@ -158,6 +162,12 @@ class SegmentWriter:
         if self._committer.unsettled and self._uploader.failure is not None:
             return f"uploads fail: {self._uploader.failure}"
         return None
+
+    def _turn_away(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
+        if self._state is not _State.STOPPED:
+            # What its producer pipelined may come when the writer runs (again).
+            self._failed_sequences.add(BEFORE_ALL, batch.topic_id, batch.partition, [batch])
+        asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
 
     def _open_segment(self) -> OpenSegment:
         timer = asyncio.get_running_loop().call_later(self._settings.linger_ms / 1000, self._linger_over)
@@ -231,6 +241,7 @@ class SegmentWriter:
             segment.timer.cancel()
             self._budget.give("segment", segment.charged_batches * BATCH_OVERHEAD_BYTES)
             for run in segment.runs.values():
+                self._failed_sequences.add(BEFORE_ALL, run.topic_id, run.partition, run.batches)
                 for ticket, index in zip(run.tickets, run.indexes, strict=True):
                     ticket.settle(index, error)
         self._committer.fail_all(error, outcome)

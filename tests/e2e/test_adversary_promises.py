@@ -51,7 +51,6 @@ def _worst_produce_seconds(server: TidelogProcess, attack: Callable[[], None], w
         return worst
 
 
-@pytest.mark.xfail(strict=True, reason="an unknown producer may begin behind a batch of its own that failed")
 def test_a_later_batch_of_a_producer_is_not_stored_before_its_failed_first_one(tmp_path: Path) -> None:
     """librdkafka takes the acknowledgement of sequence 1 for one of sequence 0 too: a silent loss."""
     settings = {**SETTINGS, "INGEST__HEDGE_AFTER_MS": "0", "INGEST__UPLOAD_DEADLINE_MS": "1000"}

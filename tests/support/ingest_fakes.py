@@ -120,7 +120,9 @@ class FakeMetadata:
         self.high_watermarks: dict[tuple[bytes, int], int] = {}
         self.answers: dict[tuple[int, int], SegmentCommitted] = {}
         self.refuse: Callable[[Any], Refusal | None] = lambda _batch: None
-        self._producers: dict[tuple[bytes, int, int], dict[int, int]] = {}
+        self._producers: dict[tuple[bytes, int, int, int], dict[int, int]] = {}
+        """Base sequence to offset, in the order of commits: a producer may begin anywhere, and then goes on gapless."""
+        self._next_sequences: dict[tuple[bytes, int, int, int], int] = {}
         self._last_sequence: dict[int, int] = {}
 
     async def commit_segments(
@@ -158,10 +160,16 @@ class FakeMetadata:
                     row.append(BatchCommitted(-1, -1, refusal=refusal))
                     continue
                 partition = (extent.topic_id, extent.partition)
-                seen = self._producers.setdefault((*partition, batch.producer_id), {})
-                if batch.producer_id >= 0 and batch.base_sequence in seen:
-                    row.append(BatchCommitted(seen[batch.base_sequence], 0, duplicate=True))
-                    continue
+                producer = (*partition, batch.producer_id, batch.producer_epoch)
+                seen = self._producers.setdefault(producer, {})
+                if batch.producer_id >= 0:
+                    if batch.base_sequence in seen:
+                        row.append(BatchCommitted(seen[batch.base_sequence], 0, duplicate=True))
+                        continue
+                    if batch.base_sequence != self._next_sequences.get(producer, batch.base_sequence):
+                        row.append(BatchCommitted(-1, -1, refusal=Refusal.OUT_OF_ORDER_SEQUENCE))
+                        continue
+                    self._next_sequences[producer] = batch.base_sequence + batch.record_count
                 base_offset = self.high_watermarks.get(partition, 0)
                 self.high_watermarks[partition] = base_offset + batch.record_count
                 seen[batch.base_sequence] = base_offset

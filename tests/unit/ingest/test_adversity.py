@@ -136,8 +136,9 @@ async def test_nothing_acknowledged_is_lost_and_idempotent_batches_are_stored_on
         for sequence, offset in producer.acknowledged.items():
             assert log[producer.partition, offset] == producer.batch(sequence)
         if producer.idempotent:
-            copies = [place for place, batch in log.items() if batch in {producer.batch(n) for n in range(24)}]
-            assert len(copies) == 24
+            numbers = {producer.batch(number): number for number in range(24)}
+            stored = [numbers[batch] for _, batch in sorted(log.items()) if batch in numbers]
+            assert stored == list(range(24)), "each once, in the producer's order"
     for partition in range(PARTITIONS):
         offsets = sorted(offset for where, offset in log if where == partition)
         assert offsets == list(range(len(offsets)))
