@@ -45,7 +45,7 @@ class Fetcher:
         blocks = BlockReader(store, self.cache, settings.fetch, budget, supervisor, metrics)
         self._runs = RunReader(blocks, self.cache, supervisor, metrics)
         self._loader = Loader(self._runs, self._locator, budget, metrics, blocks.cold_reads_max)
-        self.timestamps = TimestampSearch(metadata, self._runs)
+        self.timestamps = TimestampSearch(metadata, self._runs, budget)
         self._waits = Waits()
         self._budget = budget
         self._clock = clock

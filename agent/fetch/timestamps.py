@@ -3,24 +3,40 @@
 The metadata service knows the largest timestamp of each extent, batch headers that of each batch; the record is
 found by walking the one batch that can hold it. Timestamps may be out of order and headers may overstate: the search
 then goes on behind (Kafka: ``UnifiedLog.fetchOffsetByTimestamp``).
+
+Whoever writes a batch decides how much work it is to walk. So searches take turns, walk a bounded number of records
+between two turns of the event loop, and answer a batch that is too large for them by its header: what is asked for
+is not before it.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agent.fetch.patch import Run
 from agent.fetch.reader import RunReader
 from ingest.batch_header import LOG_APPEND_TIME_BIT, BatchHeader, MalformedRecords
-from ingest.compression import iterate_records
+from ingest.compression import Record, iterate_records
 from metadata.client import MetadataClient
 from metadata.model import Extent, ExtentsQuery, TopicId
+from runtime.budget import Budget
 from storage.store import ObjectNotFound
 
 STEPS_MAX = 100
 """Extents read and questions asked per search. Only headers that overstate their timestamps need more than a few."""
 _AHEAD_BYTES = 64 * 1024 * 1024
+SEARCHED_RECORDS_MAX = 50_000
+"""Records of a batch that is walked; Kafka's producers put a few thousand into their largest."""
+SEARCHED_BYTES_MAX = 8 * 1024 * 1024
+"""Bytes of a batch that is walked, decompressed."""
+RECORDS_AT_ONCE = 250
+"""Half a millisecond: threads that share one interpreter have to let go of it early, or the event loop waits."""
+HEADERS_AT_ONCE = 200
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +46,16 @@ class OffsetFound:
 
 
 class TimestampSearch:
-    """Finds records by time. Reads through the fetch path's caches."""
+    """Finds records by time, one batch at a time. Reads through the fetch path's caches.
 
-    def __init__(self, metadata: MetadataClient, runs: RunReader) -> None:
+    What a batch is decompressed to counts as "request" bytes. Cancelling ends a search at its next pause.
+    """
+
+    def __init__(self, metadata: MetadataClient, runs: RunReader, budget: Budget) -> None:
         self._metadata = metadata
         self._runs = runs
+        self._budget = budget
+        self._turn = asyncio.Lock()
 
     async def first_at_or_after(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> OffsetFound | None:
         """The first record by offset whose timestamp is ``timestamp_ms`` or later; None when there is none.
@@ -84,27 +105,61 @@ class TimestampSearch:
     async def _look_in(self, extent: Extent, timestamp_ms: int) -> OffsetFound | None:
         entry = await self._runs.read(extent, hot=False)
         try:
-            # Off the loop: it may have to decompress, and to look at tens of thousands of headers.
-            return await asyncio.to_thread(search_run, entry.value, timestamp_ms)
+            return await self._search_run(entry.value, timestamp_ms)
         finally:
             entry.unpin()
 
+    async def _search_run(self, run: Run, timestamp_ms: int) -> OffsetFound | None:
+        """The first record of ``run`` at or after ``timestamp_ms``."""
+        for index in range(run.batch_count):
+            if index % HEADERS_AT_ONCE == HEADERS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+            header = BatchHeader.parse(run.header(index))
+            if header.max_timestamp_ms < timestamp_ms:
+                continue
+            found = await self._search_batch(run, index, header, timestamp_ms)
+            if found is not None:
+                return found
+        return None
 
-def search_run(run: Run, timestamp_ms: int) -> OffsetFound | None:
-    """The first record of ``run`` at or after ``timestamp_ms``: pure, CPU-bound.
+    async def _search_batch(self, run: Run, index: int, header: BatchHeader, timestamp_ms: int) -> OffsetFound | None:
+        """The first record of one batch at or after ``timestamp_ms``.
 
-    A batch whose inside makes no sense is answered by its header: its producer wrote it, its consumers will say so.
-    """
-    for index in range(run.batch_count):
-        header = BatchHeader.parse(run.header(index))
-        if header.max_timestamp_ms < timestamp_ms:
-            continue
-        if header.attributes & LOG_APPEND_TIME_BIT:
-            return OffsetFound(header.base_offset, header.max_timestamp_ms)
-        try:
-            for record in iterate_records(run.batch(index)):
-                if record.timestamp_ms >= timestamp_ms:
-                    return OffsetFound(header.base_offset + record.offset_delta, record.timestamp_ms)
-        except MalformedRecords:
-            return OffsetFound(header.base_offset, header.max_timestamp_ms)
-    return None
+        A batch whose inside makes no sense is answered by its header: its producer wrote it, its consumers will say so.
+        """
+        by_header = OffsetFound(header.base_offset, header.max_timestamp_ms)
+        if header.attributes & LOG_APPEND_TIME_BIT or header.record_count > SEARCHED_RECORDS_MAX:
+            return by_header
+        async with self._turn:
+            self._budget.take("request", SEARCHED_BYTES_MAX)
+            try:
+                walk = _walk(iterate_records(run.batch(index), SEARCHED_BYTES_MAX), timestamp_ms)
+                while (found := await _in_thread(walk)) is None:
+                    pass
+            except MalformedRecords:
+                return by_header
+            finally:
+                self._budget.give("request", SEARCHED_BYTES_MAX)
+        if isinstance(found, Record):
+            return OffsetFound(header.base_offset + found.offset_delta, found.timestamp_ms)
+        return None
+
+
+def _walk(records: Iterator[Record], timestamp_ms: int) -> Iterator[Record | bool | None]:
+    """None after every :data:`RECORDS_AT_ONCE` records in vain; at the end the record looked for, or False."""
+    for number, record in enumerate(records, 1):
+        if record.timestamp_ms >= timestamp_ms:
+            yield record
+            return
+        if number % RECORDS_AT_ONCE == 0:
+            yield None
+    yield False
+
+
+async def _in_thread(walk: Iterator[T]) -> T:
+    """The next of ``walk``, whose work is done off the loop. When cancelled, it returns when that has ended."""
+    step = asyncio.get_running_loop().run_in_executor(None, next, walk)
+    try:
+        return await asyncio.shield(step)
+    finally:
+        await asyncio.wait([step])

@@ -16,9 +16,11 @@ from kio.serial import entity_reader
 from kio.static.primitive import i32Timedelta
 
 from agent.context import Call
+from agent.fetch import timestamps
 from agent.handlers import fetch, list_offsets, offset_for_leader_epoch
 from agent.topics import TopicDirectory
 from agent.wire.codec import encode_response
+from ingest.compression import iterate_records
 from metadata.model import Topic
 from tests.unit.agent.fetch.world import TOPIC, World, make_batch, records_of
 
@@ -266,6 +268,58 @@ async def test_a_batch_that_cannot_be_read_is_answered_by_its_header(clients: Cl
         [(0, [make_batch([b"a"]), make_batch([b"b"], [7_000], attributes=1)])], max_timestamp_ms=7_000
     )
     assert await clients.offset_at(5_000) == (1, 7_000, 0)
+
+
+async def test_a_batch_too_large_to_walk_is_answered_by_its_header(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = make_batch([b"v" * 100] * 10, [1_000 + number for number in range(10)])
+    await clients.world.write([(0, [make_batch([b"a"]), batch])], max_timestamp_ms=1_009)
+    monkeypatch.setattr(timestamps, "RECORDS_AT_ONCE", 3)
+    assert await clients.offset_at(1_005) == (6, 1_005, 0)
+    monkeypatch.setattr(timestamps, "SEARCHED_RECORDS_MAX", 9)
+    assert await clients.offset_at(1_005) == (1, 1_009, 0)
+    monkeypatch.setattr(timestamps, "SEARCHED_RECORDS_MAX", 10)
+    monkeypatch.setattr(timestamps, "SEARCHED_BYTES_MAX", 1_000)
+    assert await clients.offset_at(1_005) == (1, 1_009, 0)
+
+
+async def test_only_one_batch_is_walked_at_a_time_and_not_for_a_client_that_left(
+    clients: Clients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [1_000] * 2_000 + [5_000]
+    await clients.world.write(
+        [(partition, [make_batch([b"v"] * len(times), times)]) for partition in (0, 1)], max_timestamp_ms=5_000
+    )
+    walking, most, steps = 0, 0, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal walking, most, steps
+        walking += 1
+        most = max(most, walking)
+        try:
+            for record in iterate_records(*arguments):
+                steps += 1
+                yield record
+        finally:
+            walking -= 1
+
+    monkeypatch.setattr(timestamps, "iterate_records", counted)
+    monkeypatch.setattr(timestamps, "RECORDS_AT_ONCE", 10)
+    asked = [{"timestamp": 4_000, "partition_index": partition} for partition in (0, 1)]
+    entries = await clients.list_offsets(7, asked)
+    assert [entry.offset for entry in entries] == [2_000, 2_000]
+    assert (most, steps) == (1, 2 * len(times))
+    steps = 0
+    leaving = asyncio.create_task(clients.list_offsets(7, asked))
+    while steps < 10:
+        await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert steps < len(times) / 2
+    assert clients.world.budget.by_purpose["request"] == 0
+    assert await clients.offset_at(4_000) == (2_000, 5_000, 0)
 
 
 async def test_empty_unknown_repeated_and_fenced(clients: Clients) -> None:
