@@ -6,7 +6,9 @@ import asyncio
 import errno
 import signal
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
+from typing import Protocol
 
 import structlog
 import uvloop
@@ -24,7 +26,56 @@ FAILED = 1
 WRONG_SETTING = 2
 INTERRUPTED = 130
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _log = structlog.get_logger("tidelog.up")
+
+
+class Process(Protocol):
+    """What is started, drained and stopped here: :class:`tidelog.app.Tidelog`."""
+
+    async def start(self) -> None: ...
+
+    async def drain(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+
+class StopSignals:
+    """SIGTERM and Ctrl-C: the first asks to stop in order, the second not to wait for that, the others nothing.
+
+    The handlers are the process's, not the event loop's, whose end would bring back the default: a signal during the
+    last moments would kill the process with an exit code that says nothing of what was saved.
+    """
+
+    def __init__(self) -> None:
+        """Inside the task that a second signal cancels."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._closing = False
+        self.stopping = asyncio.Event()
+
+    def install(self) -> None:
+        """From now on; main thread only."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self.received))
+
+    def received(self) -> None:
+        """One of the signals came."""
+        if self._closing:
+            return
+        if self.stopping.is_set():
+            self._closing = True
+            self._task.cancel()
+        self.stopping.set()
+
+    def ignore(self) -> None:
+        """Until the process has ended: what is left to do is short, and worth its exit code."""
+        self._closing = True
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def run(settings: Settings, clock: Clock, process_started: float) -> int:
@@ -39,35 +90,35 @@ def run(settings: Settings, clock: Clock, process_started: float) -> int:
 
 
 async def _serve(settings: Settings, clock: Clock, process_started: float) -> int:
-    stopping = asyncio.Event()
+    signals = StopSignals()
     failures: list[str] = []
 
     def failed(task: str, error: BaseException) -> None:
         failures.append(f"{task}: {error!r}")
-        stopping.set()
+        signals.stopping.set()
 
-    serving = asyncio.current_task()
-    assert serving is not None
-
-    def asked_to_stop() -> None:
-        if stopping.is_set():
-            serving.cancel()
-        stopping.set()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked_to_stop)
-
+    signals.install()
     tidelog = Tidelog(settings, clock, SystemEntropy(), failed)
+
+    def ready() -> None:
+        freeze_heap()
+        _print_banner(tidelog, settings, clock.monotonic() - process_started)
+
+    return await _live(tidelog, settings, signals, failures, ready)
+
+
+async def _live(
+    tidelog: Process, settings: Settings, signals: StopSignals, failures: list[str], ready: Callable[[], None]
+) -> int:
+    """From the start to the end; the exit code."""
     try:
         problem = await _start(tidelog, settings)
         if problem is not None:
             code, message = problem
             print(f"tidelog: {message}", file=sys.stderr)
             return code
-        freeze_heap()
-        _print_banner(tidelog, settings, clock.monotonic() - process_started)
-        await stopping.wait()
+        ready()
+        await signals.stopping.wait()
         if failures:
             _log.error("stopping_after_failure", failures=failures)
         await tidelog.drain()
@@ -75,11 +126,12 @@ async def _serve(settings: Settings, clock: Clock, process_started: float) -> in
         _log.warning("stopped_without_draining")
         return INTERRUPTED
     finally:
+        signals.ignore()
         await tidelog.stop()
     return FAILED if failures else STOPPED
 
 
-async def _start(tidelog: Tidelog, settings: Settings) -> tuple[int, str] | None:
+async def _start(tidelog: Process, settings: Settings) -> tuple[int, str] | None:
     """None when it serves, else the exit code and what to tell the operator."""
     try:
         await tidelog.start()

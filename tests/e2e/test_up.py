@@ -99,6 +99,20 @@ def test_a_second_signal_does_not_wait_for_the_drain(tmp_path: Path) -> None:
             producer.kill()
 
 
+def test_many_signals_end_it_cleanly(tmp_path: Path) -> None:
+    for number, pause in enumerate((0.0, 0.004, 0.02)):
+        (tmp_path / str(number)).mkdir()
+        with up(tmp_path / str(number)) as process:
+            banner(process)
+            for _ in range(50):
+                if process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                    time.sleep(pause)
+            _, stderr = process.communicate(timeout=30)
+            assert process.returncode in (0, 130), stderr
+            assert "Traceback" not in stderr
+
+
 def refusal(folder: Path, *arguments: str, **environment: str) -> str:
     """What it says when it does not start because of a setting: one line, exit code 2."""
     with up(folder, *arguments, **environment) as process:

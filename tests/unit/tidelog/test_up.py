@@ -1,4 +1,8 @@
+import asyncio
 import errno
+import os
+import signal
+from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
@@ -6,7 +10,7 @@ import pytest
 from metadata.store.port import StoreUnavailable
 from runtime.settings import ListenSettings, Settings, SettingsError
 from storage.store import StorageRefused, StorageUnavailable
-from tidelog.up import _start
+from tidelog.up import FAILED, INTERRUPTED, STOP_SIGNALS, STOPPED, StopSignals, _live, _start
 
 SETTINGS = Settings(listen=ListenSettings(kafka="127.0.0.1:9999", http="127.0.0.1:8888"), storage="s3://logs")
 
@@ -55,3 +59,70 @@ async def test_a_good_start_has_no_problem_and_a_bug_is_not_hidden() -> None:
     assert await _start(cast(Any, Failing(None)), SETTINGS) is None
     with pytest.raises(ZeroDivisionError):
         await _start(cast(Any, Failing(ZeroDivisionError())), SETTINGS)
+
+
+class Draining:
+    """A process that drains until it is told that it has, and needs a few turns to stop."""
+
+    def __init__(self) -> None:
+        self.drained = asyncio.Event()
+        self.stop_turns = 0
+        self.is_draining = asyncio.Event()
+
+    async def start(self) -> None:
+        pass
+
+    async def drain(self) -> None:
+        self.is_draining.set()
+        await self.drained.wait()
+
+    async def stop(self) -> None:
+        for _ in range(20):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+            self.stop_turns += 1
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+async def _run(process: Draining, failures: list[str]) -> tuple[StopSignals, "asyncio.Task[int]"]:
+    ready: asyncio.Future[StopSignals] = asyncio.get_running_loop().create_future()
+
+    async def serve() -> int:
+        signals = StopSignals()
+        signals.install()
+        return await _live(process, SETTINGS, signals, failures, lambda: ready.set_result(signals))
+
+    task = asyncio.create_task(serve())
+    return await ready, task
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize(("failures", "code"), [([], STOPPED), (["a task"], FAILED)])
+async def test_one_signal_drains_and_none_disturbs_the_end(failures: list[str], code: int) -> None:
+    process = Draining()
+    _, serving = await _run(process, failures)
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.wait_for(process.is_draining.wait(), 5)
+    process.drained.set()
+    assert await asyncio.wait_for(serving, 5) == code
+    assert process.stop_turns == 20
+    os.kill(os.getpid(), signal.SIGTERM)  # the interpreter's last moments
+
+
+@pytest.mark.usefixtures("_handlers")
+async def test_a_second_signal_ends_the_drain_and_more_change_nothing() -> None:
+    process = Draining()
+    signals, serving = await _run(process, [])
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(process.is_draining.wait(), 5)
+    for _ in range(5):
+        signals.received()
+    assert await asyncio.wait_for(serving, 5) == INTERRUPTED
+    assert process.stop_turns == 20
