@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -20,12 +21,15 @@ from confluent_kafka.admin import AdminClient
 from rich.console import Console
 from rich.table import Table
 
+from runtime.clock import Clock
 from runtime.settings import SettingsError, parse_address
 
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 REQUEST_SECONDS = 15.0
+OUTAGE_SECONDS = 3.0
 
 Bootstrap = Annotated[
     str,
@@ -34,6 +38,13 @@ Bootstrap = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 BOOTSTRAP_DEFAULT = "127.0.0.1:9092"
+
+NO_SUCH_TOPIC = "there is no such topic (UNKNOWN_TOPIC_OR_PART)"
+
+_CORRELATION_ID = 1_951_622_244
+_CLIENT_ID = b"tidelog-cli"
+_API_VERSIONS = struct.pack(">hhih", 18, 0, _CORRELATION_ID, len(_CLIENT_ID)) + _CLIENT_ID
+_ANSWER_BYTES_MAX = 1024 * 1024
 
 
 class CommandFailed(Exception):
@@ -49,6 +60,8 @@ def failures_reported() -> Iterator[None]:
         fail(str(failure))
     except KafkaException as failure:
         fail(describe_error(failure.args[0]))
+    except ValueError as failure:  # confluent-kafka's own checks of arguments
+        fail(str(failure))
 
 
 def fail(message: str) -> NoReturn:
@@ -60,6 +73,8 @@ def fail(message: str) -> NoReturn:
 def describe_error(error: KafkaError | str) -> str:
     """Kafka's name of the error, with the broker's own words where there are any."""
     if isinstance(error, KafkaError):
+        if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            return NO_SUCH_TOPIC
         return f"{error.name().lstrip('_')}: {error.str()}"
     return str(error)
 
@@ -67,9 +82,11 @@ def describe_error(error: KafkaError | str) -> str:
 def client_config(bootstrap: str, **more: Any) -> dict[str, Any]:
     """librdkafka's configuration for one short-lived client, silent but for what we report ourselves.
 
-    :raises CommandFailed: nothing listens at any of the addresses.
+    :raises CommandFailed: no Kafka answers at any of the addresses.
     """
-    _check_reachable(bootstrap)
+    problem = unreachable(bootstrap)
+    if problem is not None:
+        raise CommandFailed(problem)
     silent = logging.getLogger("tidelog.librdkafka")
     silent.disabled = True
     return {
@@ -82,25 +99,82 @@ def client_config(bootstrap: str, **more: Any) -> dict[str, Any]:
 
 
 def admin_client(bootstrap: str) -> AdminClient:
-    """:raises CommandFailed: nothing listens at any of the addresses."""
+    """:raises CommandFailed: no Kafka answers at any of the addresses."""
     return AdminClient(client_config(bootstrap))
 
 
-def _check_reachable(bootstrap: str) -> None:
-    """librdkafka would try again until a timeout and then say only that it timed out."""
+def unreachable(bootstrap: str) -> str | None:
+    """Why none of the addresses can be used; None when one answers as Kafka. Takes a few seconds for each at most.
+
+    librdkafka itself would try again until a timeout, and then say only that it timed out.
+
+    :raises CommandFailed: one of them is no address.
+    """
     problems = []
-    for address in bootstrap.split(","):
+    for address in (part.strip() for part in bootstrap.split(",")):
         try:
-            host, port = parse_address("--bootstrap", address.strip())
+            host, port = parse_address("--bootstrap", address)
         except SettingsError as error:
             raise CommandFailed(str(error)) from None
+        problem = _probe(address, host, port)
+        if problem is None:
+            return None
+        problems.append(problem)
+    return f"cannot reach the cluster (--bootstrap): {'; '.join(problems)}"
+
+
+def _probe(address: str, host: str, port: int) -> str | None:
+    """What is wrong with one address. Asks for ApiVersions 0, which every Kafka answers."""
+    try:
+        connection = socket.create_connection((host, port), CONNECT_SECONDS)
+    except ConnectionRefusedError:
+        return f"nothing listens at {address} (is `tidelog up` running?)"
+    except OSError as error:
+        return f"{address}: {error.strerror or error}"
+    with connection:
         try:
-            socket.create_connection((host, port), CONNECT_SECONDS).close()
-        except OSError as error:
-            problems.append(f"{address}: {error.strerror or error}")
-        else:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.sendall(struct.pack(">i", len(_API_VERSIONS)) + _API_VERSIONS)
+            with connection.makefile("rb") as reader:
+                answer = reader.read(8)
+        except OSError:
+            answer = b""
+    if len(answer) == 8:
+        size, correlation_id = struct.unpack(">ii", answer)
+        if correlation_id == _CORRELATION_ID and 4 <= size <= _ANSWER_BYTES_MAX:
+            return None
+    return f"{address} accepts connections but does not answer as Kafka; is it the HTTP port?"
+
+
+class OutageNotice:
+    """One line on standard error for each outage that lasts: librdkafka tries again without a word.
+
+    Not thread-safe: ``on_error`` is for librdkafka's ``error_cb``, which it calls from within poll and flush.
+    """
+
+    def __init__(self, bootstrap: str, clock: Clock) -> None:
+        self._bootstrap = bootstrap
+        self._clock = clock
+        self._look_at: float | None = None
+        self._said = False
+
+    def on_error(self, error: KafkaError) -> None:
+        """An error that librdkafka goes on after."""
+        if self._look_at is None and error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+            self._look_at = self._clock.monotonic() + OUTAGE_SECONDS
+
+    def look(self) -> None:
+        """Say so when the cluster was lost some seconds ago and still cannot be reached. Call it again and again."""
+        if self._look_at is None or self._clock.monotonic() < self._look_at:
             return
-    raise CommandFailed(f"cannot reach the cluster (--bootstrap): {'; '.join(problems)}")
+        problem = unreachable(self._bootstrap)
+        if problem is None:
+            self._look_at, self._said = None, False
+            return
+        self._look_at = self._clock.monotonic() + OUTAGE_SECONDS
+        if not self._said:
+            self._said = True
+            print(f"tidelog: {problem}; trying again until it answers", file=sys.stderr)
 
 
 def results(futures: Mapping[Any, Future[T]]) -> dict[str, T]:
@@ -132,6 +206,11 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: 
         table.add_row(*row)
     width = None if sys.stdout.isatty() else 240
     Console(width=width, highlight=False, soft_wrap=False, markup=False).print(table)
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 record``, ``2 records``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def show_json(value: object) -> None:

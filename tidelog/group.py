@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -11,11 +12,13 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tidelog.client import (
     BOOTSTRAP_DEFAULT,
+    NO_SUCH_TOPIC,
     REQUEST_SECONDS,
     AsJson,
     Bootstrap,
     CommandFailed,
     admin_client,
+    counted,
     describe_error,
     failures_reported,
     results,
@@ -78,7 +81,7 @@ def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJs
             }
         )
         return
-    print(f"{name}  {state}  {len(members)} members  lag {sum(row['lag'] or 0 for row in rows)}")
+    print(f"{name}  {state}  {counted(len(members), 'member')}  lag {sum(row['lag'] or 0 for row in rows)}")
     if members:
         show_table(list(members[0]), [[*list(row.values())[:-1], " ".join(row["partitions"])] for row in members])
     if rows:
@@ -117,6 +120,7 @@ def reset(
         else:
             targets = partition_offsets(admin, topic, partitions, spec)
             targets = {index: last[index] if offset < 0 else offset for index, offset in targets.items()}
+        moved = {} if to_offset is None else {index: at for index, at in targets.items() if at != to_offset}
         before = {(row.topic, row.partition): row.offset for row in _committed(admin, name)}
         if not dry_run:
             _commit(admin, name, topic, targets)
@@ -124,8 +128,15 @@ def reset(
         {"topic": topic, "partition": index, "before": before.get((topic, index)), "after": offset}
         for index, offset in sorted(targets.items())
     ]
+    for index, at in sorted(moved.items()):
+        has = f"{topic}[{index}] has offsets {first[index]} to {last[index]}"
+        print(f"tidelog: {has}: {at} instead of {to_offset}", file=sys.stderr)
     if as_json:
-        show_json({"group": name, "dry_run": dry_run, "offsets": rows})
+        out_of_range = [
+            {"partition": index, "requested": to_offset, "first": first[index], "last": last[index], "after": at}
+            for index, at in sorted(moved.items())
+        ]
+        show_json({"group": name, "dry_run": dry_run, "offsets": rows, "out_of_range": out_of_range})
     else:
         show_table(list(rows[0]), [list(row.values()) for row in rows])
 
@@ -163,7 +174,7 @@ def _lags(admin: AdminClient, committed: list[TopicPartition]) -> list[dict[str,
 def _partitions(admin: AdminClient, topic: str, wanted: list[int] | None) -> list[int]:
     found = admin.list_topics(timeout=REQUEST_SECONDS).topics.get(topic)
     if found is None:
-        raise CommandFailed(f"{topic}: there is no such topic")
+        raise CommandFailed(f"{topic}: {NO_SUCH_TOPIC}")
     absent = sorted(set(wanted or ()) - set(found.partitions))
     if absent:
         raise CommandFailed(f"{topic}: there is no partition {', '.join(map(str, absent))}")

@@ -21,7 +21,9 @@ from tidelog.client import (
     AsJson,
     Bootstrap,
     CommandFailed,
+    OutageNotice,
     client_config,
+    counted,
     describe_error,
     fail,
     failures_reported,
@@ -77,7 +79,11 @@ def produce(
 ) -> None:
     """Send every line of standard input as a record."""
     deliveries = _Deliveries()
+    clock = SystemClock()
+    outage = OutageNotice(bootstrap, clock)
     with failures_reported():
+        if sys.stdin is None:
+            raise CommandFailed("standard input is closed: there is nothing to read records from")
         producer = Producer(
             client_config(
                 bootstrap,
@@ -87,22 +93,23 @@ def produce(
                     "compression.type": compression.value,
                     "linger.ms": 20,
                     "message.timeout.ms": DELIVERY_SECONDS * 1000,
+                    "error_cb": outage.on_error,
                 },
             )
         )
         with _interruptible():
             for line in sys.stdin.buffer:
                 key, value = _split(line.rstrip(b"\r\n"), key_separator)
-                _send(producer, deliveries, topic, partition, key, value)
-        left = producer.flush(DELIVERY_SECONDS)
+                _send(producer, deliveries, outage, topic, partition, key, value)
+        left = _flush(producer, outage, clock)
         if left:
-            raise CommandFailed(f"{left} records were not acknowledged within {DELIVERY_SECONDS} s")
+            raise CommandFailed(f"{counted(left, 'record')} not acknowledged within {DELIVERY_SECONDS} s")
     if as_json:
         show_json({"topic": topic, "acknowledged": deliveries.acknowledged, "failed": deliveries.failed})
     else:
-        print(f"{deliveries.acknowledged} records acknowledged by {topic}", file=sys.stderr)
+        print(f"{counted(deliveries.acknowledged, 'record')} acknowledged by {topic}", file=sys.stderr)
     if deliveries.failed:
-        fail(f"{deliveries.failed} records failed, such as {'; '.join(deliveries.problems)}")
+        fail(f"{counted(deliveries.failed, 'record')} failed, such as {'; '.join(deliveries.problems)}")
 
 
 def consume(
@@ -125,18 +132,23 @@ def consume(
     as_json: AsJson = False,
 ) -> None:
     """Print records as they come, one a line (with --json: one object a line, with offset and timestamp)."""
+    outage = OutageNotice(bootstrap, SystemClock())
     with failures_reported():
-        consumer = Consumer(_consumer_config(bootstrap, group, from_beginning))
+        if sys.stdout is None:
+            raise CommandFailed("standard output is closed: there is nowhere to print records to")
+        consumer = Consumer(_consumer_config(bootstrap, outage, group, from_beginning))
         try:
             _start(consumer, topic, group, from_beginning)
-            printed = _print_records(consumer, max_messages, timeout, key_separator, as_json)
+            printed = _print_records(consumer, outage, max_messages, timeout, key_separator, as_json)
         finally:
             consumer.close()
         if max_messages is not None and printed < max_messages and timeout is not None:
-            raise CommandFailed(f"{printed} of {max_messages} records came before {timeout:g} s without any")
+            raise CommandFailed(
+                f"{printed:,} of {counted(max_messages, 'record')} came before {timeout:g} s without any"
+            )
 
 
-def _consumer_config(bootstrap: str, group: str | None, from_beginning: bool) -> dict[str, Any]:
+def _consumer_config(bootstrap: str, outage: OutageNotice, group: str | None, from_beginning: bool) -> dict[str, Any]:
     return client_config(
         bootstrap,
         **{
@@ -146,6 +158,7 @@ def _consumer_config(bootstrap: str, group: str | None, from_beginning: bool) ->
             "enable.auto.commit": group is not None,
             "auto.commit.interval.ms": 1_000,
             "allow.auto.create.topics": False,
+            "error_cb": outage.on_error,
         },
     )
 
@@ -162,7 +175,12 @@ def _start(consumer: Consumer, topic: str, group: str | None, from_beginning: bo
 
 
 def _print_records(
-    consumer: Consumer, max_messages: int | None, timeout: float | None, key_separator: str | None, as_json: bool
+    consumer: Consumer,
+    outage: OutageNotice,
+    max_messages: int | None,
+    timeout: float | None,
+    key_separator: str | None,
+    as_json: bool,
 ) -> int:
     """Print until told to stop; the number of records printed."""
     clock = SystemClock()
@@ -173,13 +191,14 @@ def _print_records(
             message = consumer.poll(POLL_SECONDS)
             if message is None:
                 sys.stdout.flush()
+                outage.look()
                 if timeout is not None and clock.monotonic() - last >= timeout:
                     break
                 continue
             error = message.error()
             if error is not None:
                 if error.retriable() or error.code() == KafkaError._ALL_BROKERS_DOWN:
-                    print(f"tidelog: {describe_error(error)}", file=sys.stderr)
+                    outage.on_error(error)
                     continue
                 raise CommandFailed(describe_error(error))
             _print_record(message, key_separator, as_json)
@@ -211,16 +230,31 @@ def _print_record(message: Message, key_separator: str | None, as_json: bool) ->
 
 
 def _send(
-    producer: Producer, deliveries: _Deliveries, topic: str, partition: int, key: bytes | None, value: bytes
+    producer: Producer,
+    deliveries: _Deliveries,
+    outage: OutageNotice,
+    topic: str,
+    partition: int,
+    key: bytes | None,
+    value: bytes,
 ) -> None:
     while True:
         try:
             producer.produce(topic, value, key, partition, on_delivery=deliveries.report)
         except BufferError:  # librdkafka's queue is full: wait for acknowledgements
             producer.poll(POLL_SECONDS)
+            outage.look()
         else:
             producer.poll(0)
             return
+
+
+def _flush(producer: Producer, outage: OutageNotice, clock: SystemClock) -> int:
+    """Wait for the acknowledgements; how many records are left without one."""
+    deadline = clock.monotonic() + DELIVERY_SECONDS
+    while (left := producer.flush(POLL_SECONDS)) and clock.monotonic() < deadline:
+        outage.look()
+    return left
 
 
 def _split(line: bytes, key_separator: str | None) -> tuple[bytes | None, bytes]:

@@ -24,6 +24,7 @@ from tidelog.client import (
     Bootstrap,
     CommandFailed,
     admin_client,
+    counted,
     failures_reported,
     key_values,
     results,
@@ -33,15 +34,26 @@ from tidelog.client import (
 
 app = typer.Typer(help="Create, list, describe, configure and delete topics.", no_args_is_help=True)
 
+PARTITIONS_MAX = 100_000
+REPLICATION_FACTOR_MAX = 10_000
+"""Both are librdkafka's own bounds."""
+
 Name = Annotated[str, typer.Argument(metavar="TOPIC")]
 
 
 @app.command()
 def create(
     name: Name,
-    partitions: Annotated[int, typer.Option(help="Partitions; -1 for the cluster's default.")] = -1,
+    partitions: Annotated[
+        int, typer.Option(min=-1, max=PARTITIONS_MAX, help="Partitions; -1 for the cluster's default.")
+    ] = -1,
     replication_factor: Annotated[
-        int, typer.Option(help="Accepted for the sake of scripts; the object store keeps the copies.")
+        int,
+        typer.Option(
+            min=-1,
+            max=REPLICATION_FACTOR_MAX,
+            help="Accepted for the sake of scripts; the object store keeps the copies.",
+        ),
     ] = -1,
     config: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A topic config. Repeatable.")] = None,
     if_not_exists: Annotated[bool, typer.Option("--if-not-exists", help="Succeed when it exists already.")] = False,
@@ -60,7 +72,7 @@ def create(
     if as_json:
         show_json({"topic": name, "partitions": count, "created": not existed})
     else:
-        print(f"{name} {'exists already' if existed else 'created'}: {count} partitions")
+        print(f"{name} {'exists already' if existed else 'created'}: {counted(count, 'partition')}")
 
 
 @app.command("list")
@@ -126,6 +138,9 @@ def config(
     unsets: Annotated[
         list[str] | None, typer.Option("--unset", metavar="NAME", help="Back to the default. Repeatable.")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="After --set or --unset, show all configs, not only those that are set.")
+    ] = False,
     bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
 ) -> None:
@@ -146,8 +161,13 @@ def config(
     rows = [(key, entries[key].value, "set" if _is_set(entries[key]) else "default") for key in sorted(entries)]
     if as_json:
         show_json({key: {"value": value, "source": source} for key, value, source in rows})
-    else:
+        return
+    if operations and not everything:
+        rows = [row for row in rows if row[2] == "set"]
+    if rows:
         show_table(("config", "value", "source"), rows)
+    else:
+        print(f"{name}: all configs have their defaults")
 
 
 def partition_offsets(admin: AdminClient, topic: str, partitions: list[int], spec: OffsetSpec) -> dict[int, int]:

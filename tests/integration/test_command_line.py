@@ -96,6 +96,9 @@ def test_topic_configs_are_set_unset_and_refused(cli: Cli, unique: Unique) -> No
     assert "no.such" in cli.fails("topic", "config", name, "--set", "no.such=1")
     assert "no.such" in cli.fails("topic", "create", unique("x"), "--config", "no.such=1")
     assert cli.json("topic", "config", name)["max.message.bytes"]["value"] == "2000"
+    after = ("topic", "config", name, "--set", "max.message.bytes=3000")
+    assert [line.split()[0] for line in cli(*after).splitlines()[1:]] == ["cleanup.policy", "max.message.bytes"]
+    assert "segment.bytes" in cli(*after, "--all")
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])
@@ -145,6 +148,12 @@ def test_a_group_keeps_its_place_and_can_be_reset(cli: Cli, unique: Unique) -> N
     dry = cli.json("group", "reset", group, "--topic", name, "--to-earliest", "--dry-run")
     assert dry["offsets"] == [{"topic": name, "partition": 0, "before": 10, "after": 0}]
     assert cli.json("group", "describe", group)["offsets"][0]["offset"] == 10
+    assert dry["out_of_range"] == []
+    beyond = cli.run("group", "reset", group, "--topic", name, "--to-offset", "99", "--dry-run", "--json")
+    assert beyond.stderr == f"tidelog: {name}[0] has offsets 0 to 10: 10 instead of 99\n"
+    assert json.loads(beyond.stdout)["out_of_range"] == [
+        {"partition": 0, "requested": 99, "first": 0, "last": 10, "after": 10}
+    ]
     for option, offset in (
         (["--to-earliest"], 0),
         (["--to-offset", "7"], 7),
@@ -204,7 +213,7 @@ def test_a_record_too_large_is_reported(cli: Cli, unique: Unique) -> None:
     cli("topic", "create", name, "--config", "max.message.bytes=200")
     done = cli.run("produce", name, stdin="x" * 1_000 + "\n")
     assert done.returncode == 1
-    assert "1 records failed" in done.stderr
+    assert "1 record failed" in done.stderr
     assert "MSG_SIZE_TOO_LARGE" in done.stderr
 
 

@@ -1,15 +1,24 @@
+import io
 import json
 import os
 import socket
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+import typer
+from confluent_kafka import KafkaError
+from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
 from runtime.settings import Settings
-from tidelog import cli
-from tidelog.client import key_values, show_table
+from tidelog import cli, records
+from tidelog.client import OutageNotice, counted, failures_reported, key_values, show_table, unreachable
 
 runner = CliRunner()
 
@@ -120,6 +129,105 @@ def test_a_cluster_out_of_reach_is_one_clear_line(arguments: list[str], nobody: 
     assert len(result.stderr.splitlines()) == 1
 
 
+@contextmanager
+def answering(answer: Callable[[bytes], bytes]) -> Iterator[str]:
+    """The address of a server that answers the first bytes of every connection and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(answer(connection.recv(1024)))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def as_kafka(request: bytes) -> bytes:
+    return struct.pack(">i", 10) + request[8:12] + bytes(6)
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x00\x00\x00\x0a"])
+def test_a_port_that_is_not_kafkas_is_told_from_one_where_nobody_listens(answer: bytes, nobody: str) -> None:
+    with answering(lambda _request: answer) as address:
+        result = invoke("topic", "list", "--bootstrap", address)
+        assert result.exit_code == 1
+        assert f"{address} accepts connections but does not answer as Kafka; is it the HTTP port?" in result.stderr
+        assert f"nothing listens at {nobody}" in str(unreachable(f"{address}, {nobody}"))
+    with answering(as_kafka) as address:
+        assert unreachable(f"{nobody},{address}") is None
+
+
+class HandClock:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+def test_an_outage_that_lasts_is_said_once_and_the_next_one_again(
+    nobody: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = HandClock()
+    outage = OutageNotice(nobody, cast(Any, clock))
+    clock.seconds += 100
+    outage.look()
+    outage.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    outage.look()
+    assert capsys.readouterr().err == "", "it may be back in a moment"
+    for _ in range(3):
+        clock.seconds += 5
+        outage.look()
+    said = capsys.readouterr().err
+    assert f"nothing listens at {nobody}" in said
+    assert len(said.splitlines()) == 1
+    with answering(as_kafka) as address:
+        outage._bootstrap = address
+        clock.seconds += 5
+        outage.look()
+    outage.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    clock.seconds += 5
+    outage.look()
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_closed_standard_streams_are_one_clear_line(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(typer.Exit), _said_on(monkeypatch, "stderr") as said:
+        records.produce("t", bootstrap=nobody)
+    assert "standard input is closed" in said.getvalue()
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(typer.Exit), _said_on(monkeypatch, "stderr") as said:
+        records.consume("t", bootstrap=nobody)
+    assert "standard output is closed" in said.getvalue()
+
+
+@contextmanager
+def _said_on(monkeypatch: pytest.MonkeyPatch, stream: str) -> Iterator[io.StringIO]:
+    said = io.StringIO()
+    monkeypatch.setattr(sys, stream, said)
+    yield said
+
+
+def test_what_confluent_kafka_refuses_itself_is_one_clear_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_reported():
+        AdminClient({"bootstrap.servers": "127.0.0.1:1"}).create_topics([NewTopic("t", 100_001)])
+    assert ended.value.exit_code == 1
+    assert "num_partitions out of expected range" in capsys.readouterr().err
+
+
+def test_one_is_not_many() -> None:
+    assert [counted(count, "record") for count in (0, 1, 2_000)] == ["0 records", "1 record", "2,000 records"]
+
+
 def test_bootstrap_comes_from_the_environment_and_must_be_an_address(
     nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,6 +243,8 @@ def test_bootstrap_comes_from_the_environment_and_must_be_an_address(
     "arguments",
     [
         ["topic", "create", "t", "--config", "retention.ms"],
+        ["topic", "create", "t", "--partitions", "1000000"],
+        ["topic", "create", "t", "--replication-factor", "100000"],
         ["topic", "config", "t", "--set", "=5"],
         ["group", "reset", "g", "--topic", "t"],
         ["group", "reset", "g", "--topic", "t", "--to-earliest", "--to-offset", "3"],
