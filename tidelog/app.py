@@ -40,7 +40,11 @@ from runtime.settings import Settings, parse_address
 from runtime.tasks import Supervisor
 from storage.factory import open_store
 from storage.metrics import StorageMetrics
+from storage.store import ObjectStore, StorageUnavailable
 from tidelog.group_metrics import GroupMetrics
+
+STORE_CHECK_SECONDS = 5.0
+"""How long a start waits for an object store that does not answer well."""
 
 _log = structlog.get_logger("tidelog.app")
 
@@ -116,7 +120,7 @@ class Tidelog:
             metrics=StorageMetrics(self.registry),
         )
         self._closers.append(("store", store.close))
-        await store.check()
+        await self._check(store)
         self.storage_name = store.name
 
         service = MetadataService(
@@ -193,6 +197,22 @@ class Tidelog:
         self.http_address = f"{http_host}:{bound_http_port}"
         self._health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
+
+    async def _check(self, store: ObjectStore) -> None:
+        """Ask the store until it answers: one slow or failed answer is no reason not to start.
+
+        :raises storage.store.StorageUnavailable: it did not work for :data:`STORE_CHECK_SECONDS`.
+        :raises storage.store.StorageRefused: at once.
+        """
+        deadline = self._clock.monotonic() + STORE_CHECK_SECONDS
+        while True:
+            try:
+                return await store.check()
+            except StorageUnavailable as error:
+                if self._clock.monotonic() >= deadline:
+                    raise
+                _log.warning("store_check_retried", error=str(error))
+            await self._clock.sleep(self._entropy.uniform(0.2, 0.5))
 
     def _fenced(self) -> None:
         """Another process registered as this agent: nothing can be committed any more, so make room for it."""
