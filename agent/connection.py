@@ -73,8 +73,6 @@ class Connection(asyncio.BufferedProtocol):
         "_pumping",
         "_server",
         "_slots",
-        "_stall_began",
-        "_stall_bytes",
         "_task",
         "_transport",
         "_unsent_bytes",
@@ -96,8 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pumping = False
         self._produces = False
         self._write_paused = False
-        self._busy_at = self._stall_began = server.coarse_now
-        self._stall_bytes = 0
+        self._busy_at = server.coarse_now
         self._unsent_bytes = 0
         self._flush_is_due = False
 
@@ -167,6 +164,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
+        assert self._outgoing is not None
+        self._outgoing.settle()
         self._hold_back()
 
     def resume_writing(self) -> None:
@@ -300,15 +299,19 @@ class Connection(asyncio.BufferedProtocol):
 
     def _hold_answer(self, slot: Slot, answer: Answer) -> None:
         """An answer that has to wait for earlier ones is memory too (a Produce's is small beside its request)."""
-        slot.held_bytes = len(answer.head) + (0 if answer.payload is None else answer.payload.byte_length)
-        self._unsent_bytes += slot.held_bytes
+        payload = answer.payload
+        slot.held_bytes = len(answer.head)
+        slot.unsent_bytes = slot.held_bytes + (0 if payload is None else payload.byte_length)
+        if payload is not None and payload.release is None:
+            slot.held_bytes = slot.unsent_bytes
+        self._unsent_bytes += slot.unsent_bytes
         self._server.agent.budget.take("response", slot.held_bytes)
 
     def _let_go(self, slot: Slot) -> None:
         """``slot``'s answer is not the connection's any more."""
-        self._unsent_bytes -= slot.held_bytes
+        self._unsent_bytes -= slot.unsent_bytes
         self._server.agent.budget.give("response", slot.held_bytes)
-        slot.held_bytes = 0
+        slot.unsent_bytes = slot.held_bytes = 0
 
     def _refuse(self, slot: Slot, reason: str, detail: str) -> None:
         """A request that cannot be answered: earlier ones are, then the connection is closed."""
@@ -429,11 +432,9 @@ class Connection(asyncio.BufferedProtocol):
         intake, outgoing, limits = self._intake, self._outgoing, self._server.limits
         if self._transport is None or intake is None or outgoing is None:
             return
-        waiting = outgoing.settle()
-        if waiting == 0 or outgoing.written_bytes != self._stall_bytes:
-            self._stall_bytes, self._stall_began = outgoing.written_bytes, now
-        elif now - self._stall_began > limits.write_stall_ms / 1000:
-            self._cut(WRITE_STALL, f"{waiting} bytes of answers were not accepted")
+        too_slow = outgoing.too_slow(now, limits.write_stall_ms / 1000)
+        if too_slow is not None:
+            self._cut(WRITE_STALL, too_slow)
         if self._ending:
             return
         overdue = intake.overdue(now, limits.frame_ms / 1000)

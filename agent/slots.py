@@ -24,7 +24,7 @@ class Slot:
     connection once all earlier answers are written. A slot without a ``block`` only marks where the stream ended.
     """
 
-    __slots__ = ("answer", "api", "block", "closes", "held_bytes", "owner", "payload")
+    __slots__ = ("answer", "api", "block", "closes", "held_bytes", "owner", "payload", "unsent_bytes")
 
     def __init__(self, owner: SlotOwner, block: Block | None, api: ApiMetrics | None) -> None:
         self.owner = owner
@@ -33,5 +33,7 @@ class Slot:
         self.answer: bytes | None = None
         self.payload: EncodedResponse | None = None
         self.closes: str | None = None
-        self.held_bytes = 0
+        self.unsent_bytes = 0
         """Of its answer, on the connection's account until it is written."""
+        self.held_bytes = 0
+        """Of these, what the budget counts as ours: not what a payload's lender counts."""

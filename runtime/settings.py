@@ -104,7 +104,9 @@ class ConnectionSettings(Section):
         30_000, ge=100, description="A request frame that has begun must be complete within this time."
     )
     write_stall_ms: int = Field(
-        60_000, ge=100, description="A client that accepts no bytes of its answers for so long is disconnected."
+        60_000,
+        ge=100,
+        description="A client that takes its answers at less than 4 KiB/s for so long is disconnected.",
     )
 
 

@@ -36,7 +36,7 @@ class EncodedResponse:
     """An answer a handler encoded itself: what follows the response header, in pieces that are sent as they are.
 
     The chunks are borrowed until ``release`` is called: once, after the last byte has left the process or the
-    connection is gone. ``byte_length`` is their sum.
+    connection is gone. Until then the lender counts them against the budget. ``byte_length`` is their sum.
     """
 
     chunks: Sequence[bytes | bytearray | memoryview]

@@ -9,12 +9,23 @@ import structlog
 
 from agent.failure_log import LINES_MAX, WINDOW_SECONDS, FailureLog
 from agent.intake import RESERVED_BYTES, SHORT_RATE_MIN, STALLED_SECONDS, large_frame_budget
+from agent.outgoing import DRAIN_RATE_MIN
 from agent.wire import apis
 from agent.wire.codec import EncodedResponse
 from runtime.budget import Budget
 from runtime.settings import Settings
 from tests.support.batches import build_batch
-from tests.support.connections import Gate, Harness, ManualClock, deliver, frame, heartbeat, produce, turns
+from tests.support.connections import (
+    FakeTransport,
+    Gate,
+    Harness,
+    ManualClock,
+    deliver,
+    frame,
+    heartbeat,
+    produce,
+    turns,
+)
 
 MIB = 1024 * 1024
 
@@ -118,10 +129,8 @@ async def test_a_frame_has_to_be_finished_in_time(sent: int) -> None:
     assert harness.budget.held_bytes == 0
 
 
-async def test_a_client_that_takes_no_answers_is_disconnected() -> None:
-    released: list[bool] = []
-    gate = Gate(EncodedResponse([b"x" * MIB], MIB, lambda: released.append(True)))
-    harness = Harness({apis.FETCH: gate}, write_stall_ms=20_000)
+async def consumer(harness: Harness, gate: Gate) -> FakeTransport:
+    """Its answer waits: the kernel takes nothing more of it."""
     connection, transport = harness.connect()
     transport.kernel_takes = False
     deliver(connection, transport, frame(apis.FETCH, 4, 5, struct.pack(">iiiibi", -1, 1, 1, 1, 0, 0)))
@@ -129,33 +138,80 @@ async def test_a_client_that_takes_no_answers_is_disconnected() -> None:
     gate.open()
     await turns()
     assert deliver(connection, transport, heartbeat(6)) == 0, "nothing is read while its answers wait"
-    harness.sweep(19)
-    transport.take(1000)
-    harness.sweep(19)
-    assert harness.budget.by_purpose["response"] == MIB + 8 - 1000
-    assert not transport.closing, "it took something in the meantime"
-    harness.sweep(21)
+    harness.sweep(1)
+    return transport
+
+
+@pytest.mark.parametrize(("rate", "cut"), [(0, True), (1, True), (DRAIN_RATE_MIN // 2, True), (DRAIN_RATE_MIN, False)])
+async def test_a_client_has_to_take_its_answers(rate: int, cut: bool) -> None:
+    released: list[bool] = []
+    gate = Gate(EncodedResponse([b"x" * MIB], MIB, lambda: released.append(True)))
+    harness = Harness({apis.FETCH: gate}, write_stall_ms=20_000)
+    transport = await consumer(harness, gate)
+    for _ in range(20):
+        transport.take(rate)
+        harness.sweep(1)
+        assert not transport.closing
+    transport.take(rate)
+    harness.sweep(1)
     await turns()
-    assert transport.closing and released == [True]
-    assert harness.metrics.connections_closed["write_stall"] == 1
+    assert transport.closing == cut and released == [True] * cut
+    assert harness.metrics.connections_closed["write_stall"] == cut
+    if not cut:
+        transport.take(transport.waiting)
+        assert released == [True], "also when the rest is gone"
+    assert harness.budget.held_bytes == 0
+
+
+@pytest.mark.parametrize("lent", [True, False])
+@pytest.mark.parametrize(
+    ("rate", "short", "cut"), [(1, True, True), (1, False, False), (2 * SHORT_RATE_MIN, True, False)]
+)
+async def test_while_memory_is_short_who_holds_much_of_it_has_to_read_faster(
+    lent: bool, rate: int, short: bool, cut: bool
+) -> None:
+    gate = Gate(EncodedResponse([b"x" * MIB], MIB, (lambda: None) if lent else None))
+    harness = Harness({apis.FETCH: gate, apis.HEARTBEAT: gate})
+    transport = await consumer(harness, gate)
+    gate.answer = EncodedResponse([b"x" * 1000], 1000, None)
+    small = await consumer(harness, gate)
+    if short:
+        harness.budget.take("segment", harness.budget.limit_bytes)
+    for _ in range(3):
+        transport.take(rate)
+        harness.sweep(1)
+    await turns()
+    assert transport.closing == cut and not small.closing
+    assert harness.metrics.connections_closed["write_stall"] == cut
+
+
+async def test_lent_bytes_are_the_lender_s_to_count() -> None:
+    gate = Gate(EncodedResponse([b"x" * MIB], MIB, lambda: None))
+    harness = Harness({apis.FETCH: gate})
+    transport = await consumer(harness, gate)
+    assert harness.budget.held_bytes == 8, "the frame's head"
+    transport.take(1000)
+    harness.sweep(1)
     assert harness.budget.held_bytes == 0
 
 
 async def test_answers_that_wait_for_a_commit_are_limited_and_accounted() -> None:
     """One Produce that waits, and behind it requests with large answers."""
     released: list[bool] = []
-    answer = EncodedResponse([b"x" * 400_000], 400_000, lambda: released.append(True))
+    lent = EncodedResponse([b"x" * 400_000], 400_000, lambda: released.append(True))
+    own = EncodedResponse([b"x" * 400_000], 400_000)
 
     async def fetch(*_: object) -> EncodedResponse:
-        return answer
+        return own if harness.server.coarse_now > 1000 else lent
 
     harness = Harness({apis.FETCH: fetch})
     request = frame(apis.FETCH, 4, 5, struct.pack(">iiiibi", -1, 1, 1, 1, 0, 0))
-    for end in ("answered", "lost"):
+    for end, own_bytes in (("answered", 0), ("lost", 0), ("answered", 400_000), ("lost", 400_000)):
+        harness.sweep(own_bytes and 1)
         connection, transport = harness.connect()
         deliver(connection, transport, produce(1) + request * 10)
         await turns(100)
-        assert harness.budget.by_purpose["response"] == 3 * 400_008
+        assert harness.budget.by_purpose["response"] == 3 * (own_bytes + 8)
         assert not transport.reading
         if end == "lost":
             transport.close()
@@ -163,7 +219,7 @@ async def test_answers_that_wait_for_a_commit_are_limited_and_accounted() -> Non
         harness.writer.settle()
         await turns(100)
         assert len(transport.answers()) == (11 if end == "answered" else 0)
-        assert len(released) == (10 if end == "answered" else 3)
+        assert len(released) == (0 if own_bytes else 10 if end == "answered" else 3)
         released.clear()
         assert harness.budget.held_bytes == 0
 
