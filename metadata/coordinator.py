@@ -57,14 +57,18 @@ GROUPS_MAX = 20_000
 """Groups at a time; ten times what large Kafka clusters have. Anybody may name a new one, and an empty one costs
 about 2 KiB, so this is 40 MB."""
 GROUPS_BYTES_MAX = 512 * 1024 * 1024
-"""Names, protocol metadata and assignments of all groups' members: 500,000 members with 1 KiB each."""
+"""Names, protocol metadata and assignments of all groups' members, and their committed offsets: 500,000 members with
+1 KiB each, or 1.5 million offsets."""
 EMPTY_GROUP_KEPT_MS = 600_000
 """An empty group without offsets is forgotten after this (Kafka's offsets.retention.check.interval.ms)."""
 CLIENT_ID_LENGTH_MAX = 255
 """Of the client's name in a member id."""
 GROUPS_EXPIRED_PER_COMMAND = 100
 OFFSETS_EXPIRED_PER_COMMAND = 1_000
-"""Both bound how long the loop and one transaction are busy with expiry."""
+LAGS_AT_ONCE = 500
+"""They bound how long the loop and one transaction are busy with expiry, and with measuring lags."""
+LAGS_MAX = 20_000
+"""Committed offsets whose lag is measured for one scrape."""
 T = TypeVar("T")
 
 
@@ -209,24 +213,34 @@ class GroupCoordinator:
         return await self._pipeline.run(decide)
 
     async def group_lags(self) -> list[GroupLag]:
-        """One query for each partition that a group has not read to its end."""
-        committed = await self._pipeline.run(
-            lambda _: [(entry.group.group_id, record) for entry in self._entries.values() for record in entry.offsets]
-        )
+        """One query for each partition that a group has not read to its end. Lets others work in between.
+
+        Whole groups, in the order of their ids; those whose offsets would exceed :data:`LAGS_MAX` are left out.
+        """
+        group_ids = sorted(await self._pipeline.run(lambda _: list(self._entries)))
         lags: list[GroupLag] = []
-        for group_id, record in committed:
-            topic = self._topics(record.topic_id)
-            high_watermark = self._high_watermark(record.topic_id, record.partition)
-            if topic is not None and high_watermark is not None:
-                now_ms = self._clock.now_ms()
-                lag = await measure_lag(group_id, record, topic, high_watermark, self._find_extents, now_ms)
-                lags.append(lag)
+        measured = 0
+        for group_id in group_ids:
+            entry = self._entries.get(group_id)
+            if entry is None or measured + len(entry.offsets) > LAGS_MAX:
+                continue
+            for record in entry.offsets.find(None):
+                measured += 1
+                if measured % LAGS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+                topic = self._topics(record.topic_id)
+                high_watermark = self._high_watermark(record.topic_id, record.partition)
+                if topic is not None and high_watermark is not None:
+                    now_ms = self._clock.now_ms()
+                    lag = await measure_lag(group_id, record, topic, high_watermark, self._find_extents, now_ms)
+                    lags.append(lag)
         return lags
 
     def forget_topic(self, topic_id: TopicId) -> None:
         """The topic is being deleted, and its offsets with it: call it in the ``decide`` that deletes it."""
         for entry in self._entries.values():
             entry.offsets.forget_topic(topic_id)
+            self._count_bytes(entry)
 
     # --- decisions --------------------------------------------------------------------------------------
 
@@ -289,11 +303,15 @@ class GroupCoordinator:
             if refused is None
         )
         if accepted:
+            growth_bytes = (CommittedOffsets() if entry is None else entry.offsets).growth_bytes(accepted)
+            if growth_bytes > 0 and self._held_bytes + growth_bytes > GROUPS_BYTES_MAX:
+                return OffsetCommitAnswer(Refusal.GROUP_MAX_SIZE_REACHED)
             # Without a generation the group only keeps offsets (a "simple" consumer's, or an administrator's).
             entry = entry or self._create(commit.group_id)
             if entry is None:
                 return OffsetCommitAnswer(Refusal.GROUP_MAX_SIZE_REACHED)
             entry.offsets.put(accepted)
+            self._count_bytes(entry)
             entry.durable = True
             transaction.change(OffsetsSaved(commit.group_id, accepted))
             self._arm(entry)
@@ -338,8 +356,7 @@ class GroupCoordinator:
             entry.durable = True
         if effects.joins or effects.syncs:
             transaction.after_durable(partial(self._answer, effects))
-        self._held_bytes += group.held_bytes - entry.held_bytes
-        entry.held_bytes = group.held_bytes
+        self._count_bytes(entry)
         if group.state is GroupState.EMPTY and not (group.pending or entry.durable):
             self._drop(entry, transaction)
         else:
@@ -376,9 +393,14 @@ class GroupCoordinator:
                 self._entries[group_id] = _Entry(group, CommittedOffsets(kept), group.state, 0, True)
         self._held_bytes = 0
         for entry in self._entries.values():
-            entry.held_bytes = entry.group.held_bytes
-            self._held_bytes += entry.held_bytes
+            self._count_bytes(entry)
             self._arm(entry)
+
+    def _count_bytes(self, entry: _Entry) -> None:
+        """The group or its offsets may have changed in size."""
+        held_bytes = entry.group.held_bytes + entry.offsets.held_bytes
+        self._held_bytes += held_bytes - entry.held_bytes
+        entry.held_bytes = held_bytes
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -426,6 +448,7 @@ class GroupCoordinator:
         expired = entry.offsets.expired(now_ms - self._settings.offsets_retention_ms, OFFSETS_EXPIRED_PER_COMMAND)
         if expired:
             entry.offsets.drop(expired)
+            self._count_bytes(entry)
             transaction.change(OffsetsDropped(entry.group.group_id, expired))
         if not entry.offsets:
             self._drop(entry, transaction)

@@ -185,7 +185,7 @@ class Tidelog:
         writer.start(registered.agent_epoch)
 
         http = HttpServer(self._health, self.registry)
-        group_metrics = GroupMetrics(self.registry)
+        group_metrics = GroupMetrics(self.registry, clock)
         http.before_scrape(lambda: group_metrics.refresh(service))
         bound_http_port = await http.start(http_host, http_port)
         self._closers.append(("http", http.stop))

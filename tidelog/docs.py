@@ -25,6 +25,7 @@ from metadata.config_definitions import Support
 from metadata.metrics import MetadataMetrics
 from metadata.topic_configs import TOPIC_CONFIGS
 from runtime.budget import Budget
+from runtime.clock import SystemClock
 from runtime.configuration import environment_name
 from runtime.settings import MIB, Settings
 from storage.metrics import StorageMetrics
@@ -76,7 +77,7 @@ def metrics() -> str:
         ("Ingest", IngestMetrics),
         ("Storage", StorageMetrics),
         ("Metadata", MetadataMetrics),
-        ("Consumer groups", GroupMetrics),
+        ("Consumer groups", lambda registry: GroupMetrics(registry, SystemClock())),
     )
     for title, build in rooms:
         registry = _Recorder()

@@ -88,7 +88,7 @@ def test_a_second_signal_does_not_wait_for_the_drain(tmp_path: Path) -> None:
         ) as producer:
             producer.stdin.write("one\n") if producer.stdin else None
             producer.stdin.close() if producer.stdin else None
-            time.sleep(3)  # the record is on its way into the slow store
+            time.sleep(8)  # the record is on its way into the slow store
             process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
             began = time.monotonic()

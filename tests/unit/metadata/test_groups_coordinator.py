@@ -21,6 +21,7 @@ from metadata.group_model import (
     OffsetRecord,
     SyncGroup,
 )
+from metadata.group_offsets import OFFSET_BYTES, CommittedOffsets
 from metadata.metrics import MetadataMetrics
 from metadata.model import Extent, ExtentsFound, ExtentsQuery, MetadataUnavailable, Refusal, Topic, TopicId
 from metadata.pipeline import CommandPipeline
@@ -484,6 +485,45 @@ async def test_the_bytes_of_all_groups_are_bounded(cluster: Cluster, monkeypatch
     assert (await cluster.join(protocols=big)).refusal is Refusal.GROUP_MAX_SIZE_REACHED
     await cluster.groups.leave_group("g", [LeavingMember(joined.member_id, None)])
     assert (await cluster.join(protocols=big, member_id_required=True)).refusal is Refusal.MEMBER_ID_REQUIRED
+
+
+async def test_committed_offsets_count_too_and_can_always_be_renewed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator_module, "GROUPS_BYTES_MAX", 2 * OFFSET_BYTES + 100)
+    assert (await cluster.commit(1, partition=0)).offsets == (None,)
+    assert (await cluster.commit(1, partition=1)).offsets == (None,)
+    assert (await cluster.commit(1, partition=2)).refusal is Refusal.GROUP_MAX_SIZE_REACHED
+    assert (await cluster.commit(1, group_id="h")).refusal is Refusal.GROUP_MAX_SIZE_REACHED
+    assert [group.group_id for group in await cluster.groups.list_groups()] == ["g"]
+    assert (await cluster.commit(2, partition=0)).offsets == (None,)
+    await cluster.restart()
+    assert (await cluster.commit(1, group_id="h")).refusal is Refusal.GROUP_MAX_SIZE_REACHED
+    assert await cluster.groups.delete_group("g") is None
+    assert (await cluster.commit(1, group_id="h")).offsets == (None,)
+
+
+def test_the_bytes_of_offsets_follow_every_change() -> None:
+    topic_id, other = b"t" * 16, b"o" * 16
+    kept = CommittedOffsets([OffsetRecord(topic_id, 0, 1, -1, "ab", 1), OffsetRecord(other, 0, 1, -1, "", 1)])
+    assert (len(kept), kept.held_bytes) == (2, 2 * OFFSET_BYTES + 2)
+    longer = [OffsetRecord(topic_id, 0, 2, -1, "abcd", 1), OffsetRecord(topic_id, 1, 2, -1, "", 1)]
+    assert kept.growth_bytes(longer) == OFFSET_BYTES + 2
+    kept.put(longer)
+    assert (len(kept), kept.held_bytes) == (3, 3 * OFFSET_BYTES + 4)
+    kept.drop([(topic_id, 0)])
+    kept.forget_topic(other)
+    assert (len(kept), kept.held_bytes) == (1, OFFSET_BYTES)
+
+
+async def test_lags_are_measured_for_whole_groups_up_to_a_bound(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.high_watermarks = {(TOPIC.topic_id, partition): 1 for partition in range(2)}
+    for group_id, partition in (("a", 0), ("b", 0), ("b", 1), ("c", 1)):
+        await cluster.commit(1, group_id=group_id, partition=partition)
+    monkeypatch.setattr(coordinator_module, "LAGS_MAX", 2)
+    assert [lag.group_id for lag in await cluster.groups.group_lags()] == ["a", "c"]
 
 
 async def test_lag_is_counted_in_records_and_seconds(cluster: Cluster) -> None:
