@@ -25,6 +25,7 @@ class FailureLog:
 
     def report(self, event: str, error: BaseException | None = None, **fields: Any) -> None:
         """One failure; ``error`` adds its traceback. ``event`` is one of a small fixed set."""
+        self.sweep()
         count = self._counts.get(event, 0) + 1
         self._counts[event] = count
         if count > LINES_MAX:
@@ -35,7 +36,7 @@ class FailureLog:
             _log.error(event, exc_info=error, **fields)
 
     def sweep(self) -> None:
-        """Close the window when it is over, saying what was not written. Called periodically."""
+        """Close the window when it is over, saying what was not written. Every failure does; so may a timer."""
         now = self._clock.monotonic()
         if now - self._window_began < WINDOW_SECONDS:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from agent.failure_log import FailureLog
 from agent.fetch.answer import Fetched, FetchLimits, PartitionFetch
 from agent.fetch.cache import FetchCache
 from agent.fetch.extents import ExtentIndex
@@ -44,7 +45,8 @@ class Fetcher:
         self._locator = Locator(metadata, self._index, metrics)
         blocks = BlockReader(store, self.cache, settings.fetch, budget, supervisor, metrics)
         self._runs = RunReader(blocks, self.cache, supervisor, metrics)
-        self._loader = Loader(self._runs, self._locator, budget, metrics, blocks.cold_reads_max)
+        self.failures = FailureLog(clock)
+        self._loader = Loader(self._runs, self._locator, budget, metrics, blocks.cold_reads_max, self.failures)
         self.timestamps = TimestampSearch(metadata, self._runs, budget)
         self._waits = Waits()
         self._budget = budget

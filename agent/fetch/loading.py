@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
-
+from agent.failure_log import FailureLog
 from agent.fetch.locate import Locator, PartitionRead
 from agent.fetch.metrics import FetchMetrics
 from agent.fetch.patch import CorruptSegment, Run
@@ -16,8 +15,6 @@ from agent.fetch.reader import RunReader
 from metadata.model import Extent, MetadataUnavailable
 from runtime.budget import Budget
 from storage.store import ObjectNotFound, StorageError
-
-_log = structlog.get_logger("tidelog.fetch")
 
 
 class Loader:
@@ -28,12 +25,19 @@ class Loader:
     """
 
     def __init__(
-        self, runs: RunReader, locator: Locator, budget: Budget, metrics: FetchMetrics, cold_loads_max: int
+        self,
+        runs: RunReader,
+        locator: Locator,
+        budget: Budget,
+        metrics: FetchMetrics,
+        cold_loads_max: int,
+        failures: FailureLog,
     ) -> None:
         self._runs = runs
         self._locator = locator
         self._budget = budget
         self._metrics = metrics
+        self._failures = failures
         self._cold_loads = asyncio.Semaphore(cold_loads_max)
 
     async def load(self, planned: Sequence[tuple[PartitionRead, int]], pins: list[Entry[Any]]) -> bool:
@@ -86,7 +90,7 @@ class Loader:
                 await self._load_rest(read, count, pins)
             except ObjectNotFound as error:
                 self._metrics.missing_objects += 1
-                _log.warning("extent_missing", object=str(error), resolved="again")
+                self._failures.report("extent_missing", object=str(error), resolved="again")
                 await self._load_again(read, count, pins)
         except Exception as error:  # whatever it is, the other partitions of the answer are none the worse
             self._failed(read, error)
@@ -125,13 +129,17 @@ class Loader:
             read.runs.append(entries[index])
 
     def _failed(self, read: PartitionRead, error: Exception) -> None:
-        where = {"topic_id": read.fetch.topic_id.hex(), "partition": read.fetch.partition, "error": str(error)}
+        where: dict[str, Any] = {
+            "topic_id": read.fetch.topic_id.hex(),
+            "partition": read.fetch.partition,
+            "reason": str(error),
+        }
         if isinstance(error, CorruptSegment):
             self._metrics.corrupt_extents += 1
-            _log.error("extent_corrupt", **where)
+            self._failures.report("extent_corrupt", error, **where)
         elif isinstance(error, StorageError | MetadataUnavailable):
-            _log.warning("fetch_failed", **where)
+            self._failures.report("fetch_failed", **where)
         else:
-            _log.error("fetch_failed", **where, exc_info=error)
+            self._failures.report("fetch_broken", error, **where)
         if not read.runs:
             read.problem = error

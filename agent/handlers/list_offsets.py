@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import structlog
 from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
@@ -26,8 +25,6 @@ MAX_TIMESTAMP_SINCE = 7
 UNKNOWN = -1
 SEARCHES_MAX = 8
 """Timestamp searches of one request at the same time."""
-
-_log = structlog.get_logger("tidelog.list_offsets")
 
 
 async def handle(call: Call, request: Any, agent: Agent) -> Body:
@@ -104,7 +101,9 @@ async def _search(agent: Agent, topic_id: TopicId, index: int, timestamp_ms: int
     except Refused:
         return _entry(index, ErrorCode.unknown_topic_or_partition)
     except (StorageError, MetadataUnavailable, CorruptSegment) as error:
-        _log.warning("timestamp_search_failed", topic_id=topic_id.hex(), partition=index, error=str(error))
+        agent.fetcher.failures.report(
+            "timestamp_search_failed", topic_id=topic_id.hex(), partition=index, reason=str(error)
+        )
         return _entry(index, ErrorCode.kafka_storage_error)
     if found is None:
         return _entry(index, None)
