@@ -141,6 +141,11 @@ def reset(
         show_table(list(rows[0]), [list(row.values()) for row in rows])
 
 
+def lag_records(admin: AdminClient, group: str) -> int:
+    """How many records the group's committed offsets are behind, all partitions together."""
+    return sum(row["lag"] for row in _lags(admin, _committed(admin, group)))
+
+
 def _committed(admin: AdminClient, group: str) -> list[TopicPartition]:
     """All committed offsets of the group, sorted."""
     request = ConsumerGroupTopicPartitions(group)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 LOG_LINES_SHOWN = 15
+REBALANCE_DELAY_MS = 500
 RSYSLOG = "rsyslog"
 BUNDLED = "bundled"
 
@@ -79,8 +80,9 @@ def free_ports(count: int) -> list[int]:
 
 
 def tidelog(folder: Path, kafka: str, http: str) -> Child:
-    """``tidelog up`` on embedded defaults, with its data in ``folder``."""
+    """``tidelog up`` on embedded defaults, data in ``folder``, and groups that hardly wait for late members."""
     command = [sys.executable, "-m", "tidelog", "up", "--kafka", kafka, "--http", http, "--data", str(folder / "data")]
+    command += ["--set", f"groups.initial_rebalance_delay_ms={REBALANCE_DELAY_MS}"]
     return Child("tidelog", command, folder / "tidelog.log")
 
 

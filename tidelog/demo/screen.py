@@ -13,14 +13,19 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_SECONDS = 5.0
+PLAIN_SECONDS = 3.0
+STARTING = "starting"
+DONE = "done"
 SPARK_WIDTH = 60
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The demo at one moment. Rates are per second over the last second or so; latencies in milliseconds."""
+    """The demo at one moment, ``elapsed_seconds`` after shipping began (0 before).
+
+    Rates are per second since the figures before these; latencies in milliseconds.
+    """
 
     phase: str
     elapsed_seconds: float
@@ -62,7 +67,7 @@ class _PlainScreen:
     def __init__(self, console: Console, facts: dict[str, str]) -> None:
         self._console = console
         self._facts = facts
-        self._last = -PLAIN_SECONDS
+        self._last = 0.0
 
     def __enter__(self) -> Self:
         for name, value in self._facts.items():
@@ -99,10 +104,12 @@ class _LiveScreen:
         self._live.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def show(self, figures: Figures) -> None:
-        self._history = [*self._history, figures.rate_out][-SPARK_WIDTH:]
+        if figures.phase != STARTING:
+            self._history = [*self._history, figures.rate_out][-SPARK_WIDTH:]
         self._live.update(self._draw(figures), refresh=True)
 
     def _draw(self, figures: Figures) -> RenderableType:
+        completed = figures.total_seconds if figures.phase == DONE else figures.elapsed_seconds
         facts = Table.grid(padding=(0, 2))
         for name, value in self._facts.items():
             facts.add_row(Text(name, style="dim"), Text(value, overflow="fold"))
@@ -111,7 +118,7 @@ class _LiveScreen:
             numbers.add_column(justify="right")
         for row in _cells(figures):
             numbers.add_row(*(Text(cell, style="dim" if index % 2 == 0 else "bold") for index, cell in enumerate(row)))
-        bar = ProgressBar(figures.total_seconds, min(figures.elapsed_seconds, figures.total_seconds), width=SPARK_WIDTH)
+        bar = ProgressBar(figures.total_seconds, min(completed, figures.total_seconds), width=SPARK_WIDTH)
         body = Group(
             facts,
             Text(),
@@ -148,11 +155,12 @@ def _cells(f: Figures) -> list[tuple[str, str, str, str]]:
 
 
 def as_line(f: Figures) -> str:
-    """The figures on one line, for logs and pipes."""
+    """The figures on one line, for logs and pipes. The rates are those since shipping began."""
+    seconds = max(f.elapsed_seconds, 1e-6)
     lag = "-" if f.lag_records is None else f"{f.lag_records:,}"
     return (
-        f"{f.elapsed_seconds:5.1f} s {f.phase}: in {f.lines_in:,} ({f.rate_in:,.0f}/s) out {f.lines_out:,} "
-        f"({f.rate_out:,.0f}/s) end to end p50 {milliseconds(f.p50_ms)} p99 {milliseconds(f.p99_ms)} "
+        f"{f.elapsed_seconds:5.1f} s {f.phase}: in {f.lines_in:,} ({f.lines_in / seconds:,.0f}/s) out {f.lines_out:,} "
+        f"({f.lines_out / seconds:,.0f}/s) end to end p50 {milliseconds(f.p50_ms)} p99 {milliseconds(f.p99_ms)} "
         f"segments {f.segments:,} ({mebibytes(f.segment_bytes)}) PUTs {f.puts:,} lag {lag} duplicates {f.duplicates:,}"
     )
 

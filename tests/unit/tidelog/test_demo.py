@@ -1,6 +1,7 @@
 import io
 import time
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from rich.console import Console
 
 from runtime.clock import SystemClock
 from tidelog.demo.lines import LINES_MIN, Replay, Tally, find_lines
-from tidelog.demo.processes import BUNDLED, RSYSLOG, Child, free_ports, shipper
+from tidelog.demo.processes import BUNDLED, RSYSLOG, Child, free_ports, shipper, tidelog
 from tidelog.demo.runner import parse_metrics
-from tidelog.demo.screen import Figures, as_line, mebibytes, open_screen, sparkline
+from tidelog.demo.screen import DONE, SPARK_WIDTH, STARTING, Figures, as_line, mebibytes, open_screen, sparkline
 from tidelog.demo.tail import Latencies, Tail
 
 FIGURES = Figures(
@@ -181,11 +182,14 @@ def test_children_do_not_inherit_our_settings(tmp_path: Path, monkeypatch: pytes
 def test_off_a_terminal_the_screen_is_plain_lines_every_few_seconds() -> None:
     out = io.StringIO()
     with open_screen(Console(file=out, width=80), {"shipper": "rsyslog"}) as screen:
+        screen.show(replace(FIGURES, phase=STARTING, elapsed_seconds=0.0))
+        screen.show(replace(FIGURES, elapsed_seconds=0.3))
         screen.show(FIGURES)
         screen.show(FIGURES)
     first, second = out.getvalue().splitlines()
     assert first == "shipper: rsyslog"
     assert second == as_line(FIGURES)
+    assert "in 2,000 (167/s) out 1,900 (158/s)" in second, "rates since shipping began"
     assert "p50 210 ms p99 - segments 40 (40.0 KiB) PUTs 41 lag -" in second
 
 
@@ -198,6 +202,20 @@ def test_on_a_terminal_everything_is_on_one_screen() -> None:
     text = out.getvalue()
     for word in ("Tidelog demo: shipping", "rsyslog", "ready", "2,000", "210 ms", "PUTs", "512.0 MiB", "group's lag"):
         assert word in text
+
+
+@pytest.mark.parametrize(("phase", "full"), [("shipping", False), (DONE, True)])
+def test_the_bar_is_full_at_the_end_and_only_then(phase: str, full: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=40, force_terminal=True, color_system=None)
+    with open_screen(console, {}) as screen:
+        screen.show(replace(FIGURES, phase=phase, elapsed_seconds=57.8))
+    assert ("━" * SPARK_WIDTH in out.getvalue()) is full
+
+
+def test_the_demos_groups_do_not_keep_it_waiting(tmp_path: Path) -> None:
+    command = tidelog(tmp_path, "127.0.0.1:1", "127.0.0.1:2")._command
+    assert "groups.initial_rebalance_delay_ms=500" in command
 
 
 def test_sparklines_and_sizes() -> None:
