@@ -122,7 +122,7 @@ def response_prefix(api_key: int, api_version: int, correlation_id: int, body_by
 def encode_response(api_key: int, api_version: int, correlation_id: int, body: Mapping[str, Any]) -> bytes:
     """A whole response frame. ``body`` may carry fields of other versions; what it leaves out gets its default.
 
-    :raises EncodeError: a name no version has, or a value that does not fit its field.
+    :raises EncodeError: a name no version has, a value that does not fit its field, or an answer far too long.
     """
     out = bytearray()
     try:

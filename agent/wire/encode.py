@@ -10,12 +10,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from agent.wire.errors import EncodeError
 from agent.wire.schema import EntityPlan, FieldPlan
 from agent.wire.varint import write_uvarint
+
+ANSWER_BYTES_MAX: Final = 32 * 1024 * 1024
+"""Largest answer: far above any that a client needs, far below what would hurt everybody else."""
 
 Writer = Callable[[bytearray, Any], None]
 NameTree = dict[str, "NameTree"]
@@ -48,7 +51,8 @@ def entity_encoder(plan: EntityPlan, names: NameTree) -> Writer:
     """A function that appends one entity, given as a mapping, to a bytearray.
 
     It raises :class:`EncodeError` for a name that is in no version, and whatever a value of the wrong type provokes
-    (:func:`agent.wire.codec.encode_response` makes one error of these).
+    (:func:`agent.wire.codec.encode_response` makes one error of these). An array of entities raises
+    :class:`EncodeError` as soon as the answer is longer than :data:`ANSWER_BYTES_MAX`.
     """
     steps = tuple((field.name, _field_writer(field, plan.flexible, names), field.default) for field in plan.fields)
     tags = tuple((field, _field_writer(field, True, names)) for field in plan.tagged)
@@ -91,6 +95,8 @@ def _field_writer(field: FieldPlan, flexible: bool, names: NameTree) -> Writer:
         inner = entity_encoder(field.entity, names[field.name])
         if field.nullable and not field.is_array and not tagged:
             return _nullable_entity(inner)
+        if field.is_array:
+            inner = _bounded(inner)
     else:
         assert field.kafka_type is not None
         inner = _primitive(field.kafka_type, flexible)
@@ -132,6 +138,17 @@ def _legacy_array(inner: Writer) -> Writer:
         out += _pack_int32(len(values))
         for value in values:
             inner(out, value)
+
+    return write
+
+
+def _bounded(inner: Writer) -> Writer:
+    """An array's entity, after which the answer may be too long already: it must not get any longer."""
+
+    def write(out: bytearray, value: Any) -> None:
+        inner(out, value)
+        if len(out) > ANSWER_BYTES_MAX:
+            raise EncodeError(f"an answer of more than {ANSWER_BYTES_MAX} bytes")
 
     return write
 

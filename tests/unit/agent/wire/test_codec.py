@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import struct
 import uuid
+from collections.abc import Iterator
 
 import pytest
 from kio.index import load_request_schema, load_response_schema
@@ -21,6 +22,7 @@ from agent.wire.codec import (
     response_prefix,
     warm_up,
 )
+from agent.wire.encode import ANSWER_BYTES_MAX
 from agent.wire.errors import DecodeError, EncodeError
 from agent.wire.varint import write_uvarint
 
@@ -172,6 +174,22 @@ def test_an_answer_of_mixed_versions_loses_what_its_version_does_not_have() -> N
 def test_a_wrong_answer_is_our_fault(body: dict[str, object], complaint: str) -> None:
     with pytest.raises(EncodeError, match=complaint):
         encode_response(apis.METADATA, 5, 1, body)
+
+
+@pytest.mark.parametrize("version", [5, 12])
+def test_a_huge_answer_is_given_up_before_it_takes_memory(version: int) -> None:
+    written = 0
+
+    class Topics(list[dict[str, object]]):
+        def __iter__(self) -> Iterator[dict[str, object]]:
+            nonlocal written
+            for _ in range(len(self)):
+                written += 1
+                yield {"name": "n" * 10_000, "partitions": []}
+
+    with pytest.raises(EncodeError, match=f"more than {ANSWER_BYTES_MAX}"):
+        encode_response(apis.METADATA, version, 1, {"topics": Topics([{}] * 1_000_000)})
+    assert written <= ANSWER_BYTES_MAX // 10_000 + 1
 
 
 def test_what_an_answer_leaves_out_gets_its_default() -> None:
