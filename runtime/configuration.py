@@ -9,11 +9,12 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
@@ -27,30 +28,83 @@ _OTHER_VARIABLES = re.compile(
     r"|(.*_)?(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT|PORT_[0-9]+_(TCP|UDP|SCTP).*))"
 )
 
+_WORDINGS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "literal_error": "must be one of {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be above {gt}",
+    "less_than_equal": "must be at most {le}",
+    "less_than": "must be below {lt}",
+}
+
+_SET = "--set"
+_FLAG = "flag"
+_ENVIRONMENT = "environment"
+
 Tree = dict[str, Any]
 
 
-def load_settings(flags: Mapping[str, object | None], config_file: Path | None = None) -> Settings:
-    """The settings of this process. ``flags`` maps dotted names to values given on the command line; None: not given.
+def load_settings(
+    flags: Mapping[str, object | None],
+    config_file: Path | None = None,
+    named: Mapping[str, str] | None = None,
+    checks: Mapping[str, Callable[[str], object]] | None = None,
+) -> Settings:
+    """The settings of this process.
+
+    ``flags`` maps dotted names to values given with flags of their own, which are called like the last part of the
+    name (None: not given); ``named`` has those given with ``--set``. ``checks`` are what other rooms demand of a
+    setting: called with its text, they raise ValueError.
 
     :raises SettingsError: the message names every wrong or unknown setting.
     """
     if config_file is None and os.environ.get("TIDELOG_CONFIG"):
         config_file = Path(os.environ["TIDELOG_CONFIG"])
     from_file = _read_toml(config_file) if config_file is not None else {}
-    from_environment = _read_environment()
+    from_environment, problems = _read_environment()
+    known = set(setting_names())
     from_flags: Tree = {}
+    from_named: Tree = {}
     for name, value in flags.items():
         if value is not None:
             _place(from_flags, name.split("."), value)
-    sources = [("flag", from_flags), ("environment", from_environment), (str(config_file), from_file)]
+    for name, text in (named or {}).items():
+        if name in known:
+            _place(from_named, name.split("."), text)
+        else:
+            problems.append(f"{name} (from --set): there is no such setting{_guess(name)}")
+    sources = [
+        (_SET, from_named),
+        (_FLAG, from_flags),
+        (_ENVIRONMENT, from_environment),
+        (str(config_file), from_file),
+    ]
     merged: Tree = {}
     for _, tree in reversed(sources):
         _merge(merged, tree)
+    settings = None
+    wrong: set[str] = set()
     try:
-        return Settings(**merged)
+        settings = Settings(**merged)
     except ValidationError as error:
-        raise SettingsError(_explain(error, sources)) from None
+        wrong = {_name(problem) for problem in error.errors(include_url=False)}
+        problems += [_explain(problem, sources) for problem in error.errors(include_url=False)]
+    for name, check in (checks or {}).items():
+        text_given = _find(merged, name.split("."))
+        if isinstance(text_given, str) and name not in wrong:
+            problems += _checked(name, text_given, check, _origin(name.split("."), sources))
+    if settings is None or problems:
+        raise SettingsError("\n".join(problems))
+    return settings
 
 
 def setting_names() -> list[str]:
@@ -81,8 +135,8 @@ def _read_toml(path: Path) -> Tree:
         raise SettingsError(f"--config = {str(path)!r}: not TOML: {error}") from None
 
 
-def _read_environment() -> Tree:
-    """Variables of this prefix as a tree; one that is no setting is most likely a typing mistake, so it is an error."""
+def _read_environment() -> tuple[Tree, list[str]]:
+    """Variables of this prefix as a tree, and what is wrong: one that is no setting is most likely a typing mistake."""
     known = {environment_name(name) for name in setting_names()}
     unknown = sorted(
         name
@@ -91,24 +145,40 @@ def _read_environment() -> Tree:
         and name.upper() not in known
         and not _OTHER_VARIABLES.fullmatch(name.upper())
     )
-    if unknown:
-        raise SettingsError("\n".join(f"{name}: there is no such setting{_guess(name, known)}" for name in unknown))
     try:
-        return dict(EnvSettingsSource(Settings)())
+        tree = dict(EnvSettingsSource(Settings)())
     except SourceError as error:
         raise SettingsError(f"environment: {error}") from None
+    problems = []
+    for name in unknown:
+        dotted = name.upper().removeprefix(PREFIX).replace("__", ".").lower()
+        problems.append(f"{name}: there is no such setting{_guess(dotted, environment_name)}")
+        _remove(tree, dotted.split("."))
+    return tree, problems
 
 
-def _guess(name: str, known: set[str]) -> str:
-    close = [one for one in sorted(known) if one.endswith(f"_{name.removeprefix(PREFIX)}") or one.endswith(f".{name}")]
-    close += difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.75)
-    return f"; did you mean {close[0]}?" if close else ""
+def _guess(name: str, shown: Callable[[str], str] = str) -> str:
+    known = setting_names()
+    parts = {one.rpartition(".")[2]: one for one in reversed(known)}
+    last = name.rpartition(".")[2]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    close = close or [parts[part] for part in difflib.get_close_matches(last, list(parts), n=1, cutoff=0.75)]
+    return f"; did you mean {shown(close[0])}?" if close else ""
 
 
 def _place(tree: Tree, path: list[str], value: object) -> None:
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
+
+
+def _remove(tree: Tree, path: list[str]) -> None:
+    for part in path[:-1]:
+        below = tree.get(part)
+        if not isinstance(below, dict):
+            return
+        tree = below
+    tree.pop(path[-1], None)
 
 
 def _merge(into: Tree, tree: Tree) -> None:
@@ -122,32 +192,57 @@ def _merge(into: Tree, tree: Tree) -> None:
             into[name] = value
 
 
-def _explain(error: ValidationError, sources: list[tuple[str, Tree]]) -> str:
-    names = set(setting_names())
-    lines = []
-    for problem in error.errors(include_url=False):
-        path = [str(part) for part in problem["loc"]]
-        name = ".".join(path)
-        if problem["type"] == "extra_forbidden":
-            reason = f"there is no such setting{_guess(name, names)}"
-        else:
-            reason = problem["msg"].removeprefix("Value error, ")
-        value = problem["input"]
-        shown = "" if isinstance(value, dict) else f" = {value!r}"
-        lines.append(f"{name}{shown} ({_origin(path, sources)}): {reason}")
-    return "\n".join(lines)
+def _find(tree: Tree, path: list[str]) -> object:
+    found: object = tree
+    for part in path:
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+def _checked(name: str, text: str, check: Callable[[str], object], origin: str) -> list[str]:
+    """What ``check`` says. Where its message does not quote the value, the value holds a secret and is not shown."""
+    try:
+        check(text)
+    except ValueError as error:
+        quoted = f"{name} {text!r}: "
+        if str(error).startswith(quoted):
+            return [f"{name} = {text!r} ({origin}): {str(error).removeprefix(quoted)}"]
+        return [f"{error} ({origin})"]
+    return []
+
+
+def _name(problem: ErrorDetails) -> str:
+    return ".".join(map(str, problem["loc"]))
+
+
+def _explain(problem: ErrorDetails, sources: list[tuple[str, Tree]]) -> str:
+    name, value = _name(problem), problem["input"]
+    if problem["type"] == "extra_forbidden":
+        reason = f"there is no such setting{_guess(name)}"
+    elif problem["type"] == "model_type":
+        reason = f"must be a table: [{name}]"
+    else:
+        reason = _reason(problem)
+    shown = "" if isinstance(value, dict) else f" = {value!r}"
+    return f"{name}{shown} ({_origin(name.split('.'), sources)}): {reason}"
+
+
+def _reason(problem: ErrorDetails) -> str:
+    """Pydantic's reason in the words of somebody who sets a setting."""
+    wording = _WORDINGS.get(problem["type"])
+    if wording is None:
+        return problem["msg"].removeprefix("Value error, ")
+    return wording.format(**problem.get("ctx", {}))
 
 
 def _origin(path: list[str], sources: list[tuple[str, Tree]]) -> str:
-    name = ".".join(path)
     for source, tree in sources:
-        found: object = tree
-        for part in path:
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is not None:
-            return f"from {environment_name(name)}" if source == "environment" else f"from {_place_of(source, name)}"
+        if _find(tree, path) is not None:
+            return f"from {_place_of(source, path)}"
     return "default"
 
 
-def _place_of(source: str, name: str) -> str:
-    return f"the flag for {name}" if source == "flag" else source
+def _place_of(source: str, path: list[str]) -> str:
+    if source == _FLAG:
+        return f"--{path[-1]}"
+    return environment_name(".".join(path)) if source == _ENVIRONMENT else source

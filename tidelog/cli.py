@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from runtime.clock import SystemClock
-from runtime.configuration import load_settings, setting_names
+from runtime.configuration import load_settings
 from runtime.settings import SettingsError
+from storage.urls import parse_storage_url
 from tidelog import group, records, topic
 from tidelog.client import key_values
 
 WRONG_SETTING = 2
+COMMANDS = ("up", "demo", "topic", "produce", "consume", "group")
 
 
 class Shipper(enum.StrEnum):
@@ -24,7 +27,15 @@ class Shipper(enum.StrEnum):
     BUNDLED = "bundled"
 
 
+class _InOrder(TyperGroup):
+    """Lists the commands as a newcomer needs them; click would put the groups of commands first."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=COMMANDS.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="tidelog",
     help="An elastic, diskless log pipeline that speaks the Kafka protocol.",
     no_args_is_help=True,
@@ -33,10 +44,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(topic.app, name="topic")
-app.add_typer(group.app, name="group")
-app.command("produce")(records.produce)
-app.command("consume")(records.consume)
+app.add_typer(topic.app, name="topic", short_help="Create, list, describe, configure and delete topics.")
+app.add_typer(group.app, name="group", short_help="List, describe and reset consumer groups.")
+app.command("produce", short_help="Send lines of standard input as records.")(records.produce)
+app.command("consume", short_help="Print records as they come.")(records.consume)
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,7 +65,7 @@ def _options(
     """Options before the command."""
 
 
-@app.command()
+@app.command(short_help="Run everything in one process.")
 def up(
     kafka: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Kafka listener. [default: 127.0.0.1:9092]")
@@ -89,7 +100,8 @@ def up(
         "metadata": metadata,
     }
     try:
-        settings = load_settings(flags | _named_settings(more or []), config)
+        named = key_values("--set", more or [])
+        settings = load_settings(flags, config, named, {"storage": parse_storage_url})
     except SettingsError as error:
         print(_prefixed(str(error)), file=sys.stderr)
         raise typer.Exit(WRONG_SETTING) from None
@@ -98,7 +110,7 @@ def up(
     raise typer.Exit(run(settings, clock, started))
 
 
-@app.command()
+@app.command(short_help="Ship a real log through Tidelog and watch it come out.")
 def demo(
     seconds: Annotated[float, typer.Option(min=5, help="How long to run.")] = 60.0,
     rate: Annotated[int, typer.Option(min=1, max=100_000, help="Log lines a second to ship.")] = 2_000,
@@ -110,15 +122,6 @@ def demo(
     from tidelog.demo import run
 
     raise typer.Exit(run(seconds, rate, shipper))
-
-
-def _named_settings(pairs: list[str]) -> dict[str, str]:
-    known = set(setting_names())
-    named = key_values("--set", pairs)
-    for name in named:
-        if name not in known:
-            raise SettingsError(f"{name}: there is no such setting (docs/configuration.md lists them)")
-    return named
 
 
 def _prefixed(message: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Protocol
+from typing import Literal, Protocol
 
 import structlog
 import uvloop
@@ -17,7 +18,7 @@ from metadata.store.port import StoreUnavailable
 from runtime.clock import Clock, SystemEntropy
 from runtime.heap import freeze_heap, tune_heap
 from runtime.logs import configure_logs
-from runtime.settings import Settings, SettingsError
+from runtime.settings import Settings, SettingsError, parse_address
 from storage.store import StorageError, StorageRefused
 from tidelog.app import Tidelog
 
@@ -140,24 +141,43 @@ async def _start(tidelog: Process, settings: Settings) -> tuple[int, str] | None
     except ValueError as error:  # a URL that its room cannot read
         return WRONG_SETTING, str(error)
     except StorageRefused as error:
-        return WRONG_SETTING, f"storage = {settings.storage_url()!r}: {error}"
+        return WRONG_SETTING, f"{_kept_in(settings, 'storage')}: {error}"
     except StorageError as error:
-        return FAILED, f"storage = {settings.storage_url()!r}: {error}"
+        return FAILED, f"{_kept_in(settings, 'storage')}: {error}"
     except StoreUnavailable as error:
-        return FAILED, f"metadata = {settings.metadata_url()!r}: {error}"
+        return FAILED, f"{_kept_in(settings, 'metadata')}: {error}"
     except OSError as error:
         return WRONG_SETTING, _listen_problem(settings, error)
     return None
 
 
+def _kept_in(settings: Settings, setting: Literal["storage", "metadata"]) -> str:
+    """The setting that says where it is, with its value: that is ``data`` when ``setting`` itself is not given."""
+    url = settings.storage if setting == "storage" else settings.metadata
+    return f"data = {str(settings.data)!r}" if url is None else f"{setting} = {url!r}"
+
+
 def _listen_problem(settings: Settings, error: OSError) -> str:
     """Which address could not be had. Only the HTTP listener's errors name theirs, at the end of the message."""
     reason = error.strerror or error
+    if isinstance(error, socket.gaierror):  # it names no host
+        for name in ("kafka", "http"):
+            address = getattr(settings.listen, name)
+            if not _has_address(parse_address(f"listen.{name}", address)[0]):
+                return f"listen.{name} = {address!r}: {reason}"
     if f", {settings.listen.http.rpartition(':')[2]})" in str(error):
         return f"listen.http = {settings.listen.http!r}: {reason}"
     if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
         return f"listen.kafka = {settings.listen.kafka!r}: {reason}"
     return f"cannot start: {error}"
+
+
+def _has_address(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror:
+        return False
+    return True
 
 
 def _print_banner(tidelog: Tidelog, settings: Settings, seconds: float) -> None:

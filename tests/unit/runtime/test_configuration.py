@@ -49,10 +49,18 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("TIDELOG_INGEST__LINGER_MS", "soon", ["ingest.linger_ms", "'soon'", "TIDELOG_INGEST__LINGER_MS", "integer"]),
-        ("TIDELOG_INGEST__LINGER_MS", "-1", ["ingest.linger_ms", "greater than or equal to 0"]),
+        (
+            "TIDELOG_INGEST__LINGER_MS",
+            "soon",
+            ["ingest.linger_ms", "'soon'", "TIDELOG_INGEST__LINGER_MS", "whole number"],
+        ),
+        ("TIDELOG_INGEST__LINGER_MS", "-1", ["ingest.linger_ms", "must be at least 0"]),
         ("TIDELOG_INGEST__LINGER", "5", ["TIDELOG_INGEST__LINGER", "no such", "TIDELOG_INGEST__LINGER_MS"]),
         ("TIDELOG_LINGER_MS", "5", ["TIDELOG_LINGER_MS", "no such setting"]),
+        ("TIDELOG_INGEST_LINGER_MS", "5", ["no such setting; did you mean TIDELOG_INGEST__LINGER_MS"]),
+        ("TIDELOG_ZONE", "", ["zone = ''", "must not be empty"]),
+        ("TIDELOG_S3__ATTEMPTS_MAX", "", ["s3.attempts_max = ''", "must be a whole number"]),
+        ("TIDELOG_TOPICS__AUTO_CREATE", "maybe", ["topics.auto_create = 'maybe'", "must be true or false"]),
         ("TIDELOG_STORAGE", "ftp://x", ["storage", "'ftp://x'", "s3://bucket"]),
         ("TIDELOG_METADATA", "mysql://x", ["metadata", "'mysql://x'", "sqlite:///file"]),
         ("TIDELOG_METADATA", "sqlite:///", ["metadata", "'sqlite:///'", "sqlite:///file"]),
@@ -82,8 +90,46 @@ def test_all_problems_are_named_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         line.startswith(f"ingest.uplaods_max = 3 (from {path})") and "ingest.uploads_max" in line for line in lines
     )
     assert any(line.startswith("nonsense") for line in lines)
-    assert any(line.startswith("listen.kafka = 'nowhere' (from the flag for listen.kafka)") for line in lines)
+    assert any(line.startswith("listen.kafka = 'nowhere' (from --kafka)") for line in lines)
     assert any("TIDELOG_INGEST__LINGER_MS" in line for line in lines)
+
+
+def test_what_was_named_with_set_says_so_and_gets_a_hint() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(
+            {}, named={"ingest.linger": "1", "uploads_max": "1", "nonsense": "1", "ingest.segment_bytes_max": "x"}
+        )
+    assert str(refused.value).splitlines() == [
+        "ingest.linger (from --set): there is no such setting; did you mean ingest.linger_ms?",
+        "uploads_max (from --set): there is no such setting; did you mean ingest.uploads_max?",
+        "nonsense (from --set): there is no such setting",
+        "ingest.segment_bytes_max = 'x' (from --set): must be a whole number",
+    ]
+    assert load_settings({"listen.kafka": "a:1"}, named={"listen.kafka": "b:2"}).listen.kafka == "b:2"
+
+
+def test_a_value_where_a_table_belongs_is_told_so(tmp_path: Path) -> None:
+    path = toml(tmp_path, "ingest = 3\n")
+    with pytest.raises(SettingsError) as refused:
+        load_settings({}, path)
+    assert str(refused.value) == f"ingest = 3 (from {path}): must be a table: [ingest]"
+
+
+def test_what_other_rooms_demand_is_checked_with_the_rest_and_secrets_are_not_repeated() -> None:
+    checks = {"storage": parse_storage_url}
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"storage": "s3://_", "listen.http": "x"}, named={"zone": ""}, checks=checks)
+    lines = str(refused.value).splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("storage = 's3://_' (from --storage): '_' is not a bucket name")
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"storage": "s3://me:secret@logs"}, checks=checks)
+    assert "(from --storage)" in str(refused.value)
+    assert "secret" not in str(refused.value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings({"storage": "ftp://x"}, checks=checks)
+    assert len(str(refused.value).splitlines()) == 1, "what is wrong already is not checked again"
+    assert load_settings({"storage": "s3://logs"}, checks=checks).storage == "s3://logs"
 
 
 @pytest.mark.parametrize(

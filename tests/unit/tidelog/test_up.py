@@ -2,7 +2,9 @@ import asyncio
 import errno
 import os
 import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -33,7 +35,7 @@ class Failing:
         (ValueError("storage 's3://_': '_' is not a bucket name"), 2, "storage"),
         (StorageRefused("access denied"), 2, "storage = 's3://logs': access denied"),
         (StorageUnavailable("timed out"), 1, "storage = 's3://logs': timed out"),
-        (StoreUnavailable("database is locked"), 1, "metadata = 'sqlite:///"),
+        (StoreUnavailable("database is locked"), 1, "data = 'tidelog-data': database is locked"),
         (
             OSError(errno.EADDRINUSE, "Address already in use"),
             2,
@@ -53,6 +55,25 @@ async def test_what_stops_the_start_names_the_setting(error: Exception, code: in
     assert problem is not None
     assert problem[0] == code
     assert words in problem[1]
+
+
+@pytest.mark.parametrize("name", ["kafka", "http"])
+async def test_a_host_without_an_address_names_its_setting(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(host: str, _port: None) -> list[object]:
+        if host == "nowhere.invalid":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    listen = ListenSettings(**{"kafka": "127.0.0.1:1", "http": "127.0.0.1:2", name: "nowhere.invalid:9"})
+    failing = Failing(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
+    problem = await _start(cast(Any, failing), Settings(listen=listen))
+    assert problem == (2, f"listen.{name} = 'nowhere.invalid:9': Name or service not known")
+
+
+async def test_where_data_is_kept_is_named_by_the_setting_that_was_given() -> None:
+    failing = cast(Any, Failing(StorageRefused("not a folder")))
+    assert await _start(failing, Settings(data=Path("/etc/passwd"))) == (2, "data = '/etc/passwd': not a folder")
 
 
 async def test_a_good_start_has_no_problem_and_a_bug_is_not_hidden() -> None:
