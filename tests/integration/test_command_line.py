@@ -202,7 +202,7 @@ def test_consume_says_when_fewer_came_than_asked_for(cli: Cli, unique: Unique) -
     name = unique("cli-few")
     cli("topic", "create", name)
     cli("produce", name, stdin="one\n")
-    done = cli.run("consume", name, "--from-beginning", "--max-messages", "2", "--timeout", "1")
+    done = cli.run("consume", name, "--from-beginning", "--max-messages", "2", "--timeout", "4")
     assert (done.returncode, done.stdout) == (1, "one\n")
     assert "1 of 2 records" in done.stderr
     assert "UNKNOWN_TOPIC" in cli.fails("consume", unique("absent"))
