@@ -202,15 +202,21 @@ def _count_holds(payload: Chunk, record_count: int) -> bool:
     end = len(payload)
     if record_count > COUNTED_RECORDS_MAX:
         return record_count * RECORD_BYTES_MIN <= end - position
+    last = end - RECORD_BYTES_MIN
     for _ in range(record_count):
-        if end - position < RECORD_BYTES_MIN:
+        if position > last:
             return False
-        # A zigzag varint of at most 5 bytes; RECORD_BYTES_MIN are there to read.
+        # A zigzag varint of at most 5 bytes; RECORD_BYTES_MIN are there to read. Most take one or two.
         length = payload[position]
-        position += 1
-        if length >= 0x80:
-            length &= 0x7F
-            for shift in (7, 14, 21, 28):
+        if length < 0x80:
+            position += 1
+        elif (second := payload[position + 1]) < 0x80:
+            length += (second << 7) - 0x80
+            position += 2
+        else:
+            length = length & 0x7F | (second & 0x7F) << 7
+            position += 2
+            for shift in (14, 21, 28):
                 byte = payload[position]
                 position += 1
                 length |= (byte & 0x7F) << shift
