@@ -28,7 +28,7 @@ class ChunkedBody:
 
     def read(self, size: int = -1) -> bytes:
         """botocore asks whether this exists; it would call it only to sign the payload, which is turned off."""
-        raise NotImplementedError("the body is streamed; payload signing must be off")
+        raise RuntimeError("the body is streamed; payload signing must be off")
 
     def seek(self, position: int) -> None:
         """Before the body is sent again (a redirect): every iteration starts at the beginning anyhow."""

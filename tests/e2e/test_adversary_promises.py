@@ -1,4 +1,4 @@
-"""Attacks that worked: each test is one, against the real process. Take an ``xfail`` away together with its bug."""
+"""Attacks that once worked: each test is one, against the real process."""
 
 from __future__ import annotations
 
