@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.group_model import GroupClient
 from metadata.model import (
-    AgentRegistered,
-    AgentRegistration,
     Extent,
     ExtentsFound,
     ExtentsQuery,
@@ -36,15 +35,29 @@ class MetadataListener(Protocol):
     def topics_changed(self, change: TopicsChanged) -> None: ...
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
-        """New extents; each moves its partition's high watermark to ``last_offset + 1``."""
+        """New extents of followed partitions; each moves its partition's high watermark to ``last_offset + 1``."""
+
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        """The whole roster: every agent whose epoch is not fenced, by node id."""
 
     def resynchronize(self) -> None: ...
 
 
 class Subscription(Protocol):
-    """``topics`` is the state at the start of the subscription; later changes reach the listener."""
+    """``topics`` and ``agents`` are the state at the start of the subscription; later changes reach the listener."""
 
     topics: tuple[Topic, ...]
+    agents: tuple[AgentInfo, ...]
+
+    async def follow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
+        """From before this returns on, extents of ``partitions`` are announced. What was committed before must be
+        asked for *afterwards*. It outlives reconnections (the listener is resynchronized), until :meth:`unfollow`.
+
+        :raises metadata.model.MetadataUnavailable: nothing is promised; ask again.
+        """
+
+    def unfollow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
+        """Announcements of ``partitions`` may end. Returns at once."""
 
     def close(self) -> None: ...
 
@@ -55,7 +68,20 @@ class MetadataClient(GroupClient, Protocol):
     async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
         """A new epoch for this agent; its earlier epochs can never commit again."""
 
-    async def subscribe(self, listener: MetadataListener) -> Subscription: ...
+    async def heartbeat_agent(self, heartbeat: AgentHeartbeat) -> None:
+        """This agent lives. Its condition and load hold until the next one, or until it has been silent too long.
+
+        :raises metadata.model.Fenced: the epoch was replaced, or fell silent for its session timeout: register again.
+        """
+
+    async def leave_agent(self, agent_epoch: int) -> None:
+        """A drained agent says goodbye: its epoch is fenced and it leaves the roster at once. Safe to repeat."""
+
+    async def describe_agents(self) -> list[AgentDescription]:
+        """Every agent of the roster, by node id."""
+
+    async def subscribe(self, listener: MetadataListener) -> Subscription:
+        """:raises metadata.model.MetadataUnavailable: the service cannot be reached now."""
 
     async def commit_segments(
         self, agent_epoch: int, settled_sequence: int, commits: Sequence[SegmentCommit]

@@ -191,26 +191,7 @@ class PartitionOffsets(msgspec.Struct, frozen=True, array_like=True):
     """Largest timestamp of any record in the partition, -1 when empty."""
 
 
-# --- agents and producers -------------------------------------------------------------------------------
-
-
-class AgentRegistration(msgspec.Struct, frozen=True):
-    """An agent says hello. ``agent_uid`` is stable over restarts of the same agent, so that it keeps its node id."""
-
-    agent_uid: str
-    zone: str
-    group: str
-    host: str
-    port: int
-    version: str
-
-
-class AgentRegistered(msgspec.Struct, frozen=True):
-    """The previous epoch of the same ``agent_uid`` is fenced from now on."""
-
-    cluster_id: str
-    node_id: int
-    agent_epoch: int
+# --- producers ----------------------------------------------------------------------------------------
 
 
 class ProducerIdGranted(msgspec.Struct, frozen=True):

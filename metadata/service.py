@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.client import MetadataListener
 from metadata.coordinator import GroupCoordinator
 from metadata.group_model import (
@@ -28,8 +29,6 @@ from metadata.group_model import (
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
     EXTENTS_FOUND_MAX,
-    AgentRegistered,
-    AgentRegistration,
     Extent,
     ExtentsFound,
     ExtentsQuery,
@@ -64,11 +63,18 @@ _NOTHING = StoreSnapshot("", (), (), (), (), (), {}, (), {})
 
 
 class MetadataSubscription:
-    """Implements :class:`metadata.client.Subscription`."""
+    """Implements :class:`metadata.client.Subscription`; in-process every partition's extents are announced."""
 
-    def __init__(self, topics: tuple[Topic, ...], close: Callable[[], None]) -> None:
+    def __init__(self, topics: tuple[Topic, ...], agents: tuple[AgentInfo, ...], close: Callable[[], None]) -> None:
         self.topics = topics
+        self.agents = agents
         self._close = close
+
+    async def follow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
+        """They are announced anyway."""
+
+    def unfollow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
+        """They go on being announced."""
 
     def close(self) -> None:
         """The listener hears nothing more. Idempotent."""
@@ -141,6 +147,15 @@ class MetadataService:
         return await self._pipeline.run(
             lambda transaction: self._state.register_agent(registration, transaction.changes)
         )
+
+    async def heartbeat_agent(self, heartbeat: AgentHeartbeat) -> None:
+        raise MetadataUnavailable("agents are not watched yet")
+
+    async def leave_agent(self, agent_epoch: int) -> None:
+        raise MetadataUnavailable("agents are not watched yet")
+
+    async def describe_agents(self) -> list[AgentDescription]:
+        return []
 
     async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
         return await self._pipeline.run(
@@ -311,7 +326,8 @@ class MetadataService:
 
     async def subscribe(self, listener: MetadataListener) -> MetadataSubscription:
         self._listeners.append(listener)
-        return MetadataSubscription(tuple(self._visible.topics.values()), partial(self._unsubscribe, listener))
+        topics = tuple(self._visible.topics.values())
+        return MetadataSubscription(topics, (), partial(self._unsubscribe, listener))
 
     def _unsubscribe(self, listener: MetadataListener) -> None:
         self._listeners = [kept for kept in self._listeners if kept is not listener]

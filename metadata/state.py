@@ -14,9 +14,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from metadata.agent_model import AgentRegistered, AgentRegistration
 from metadata.model import (
-    AgentRegistered,
-    AgentRegistration,
     Fenced,
     ProducerIdGranted,
     Refusal,

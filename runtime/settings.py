@@ -8,12 +8,13 @@ the start and is named. ``docs/configuration.md`` is generated from this file.
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -54,12 +55,50 @@ def _storage_url(url: str) -> str:
 
 def _metadata_url(url: str) -> str:
     is_file = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and not url.endswith("/")
-    if not is_file and url != "memory://":
-        raise ValueError("not sqlite:///file (sqlite:////dir/file when absolute) or memory://")
+    is_server = urlsplit(url).scheme in ("postgresql", "http", "https") and bool(urlsplit(url).netloc)
+    if not is_file and not is_server and url != "memory://":
+        raise ValueError(
+            "not sqlite:///file (sqlite:////dir/file when absolute), postgresql://user@host/database, memory://,"
+            " or, for an agent, http://host:port of the metadata processes, separated by commas"
+        )
     return url
 
 
+def setting_text(value: object) -> str:
+    """``value`` as an environment variable has it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    if isinstance(value, dict):
+        return ",".join(f"{name}={of}" for name, of in value.items())
+    return str(value)
+
+
+def _parts(value: object) -> object:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _pairs(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+    if any(not name.strip() or not of.strip() for name, _, of in pairs):
+        raise ValueError("not name=value,name=value")
+    return {name.strip(): of.strip() for name, _, of in pairs}
+
+
+def _cidrs(cidrs: dict[str, str]) -> dict[str, str]:
+    for cidr in cidrs:
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise ValueError(f"{cidr!r} is not a network: {error}") from None
+    return cidrs
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Roles = Annotated[tuple[Literal["proxy", "jobs"], ...], NoDecode, BeforeValidator(_parts)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parts)]
+Cidrs = Annotated[dict[str, str], NoDecode, BeforeValidator(_pairs), AfterValidator(_cidrs)]
 
 
 class Section(BaseModel):
@@ -76,7 +115,11 @@ class ListenSettings(Section):
         None, description="host:port that clients are told to connect to; the Kafka listener's own address when unset."
     )
     http: Address = Field(
-        "127.0.0.1:8080", description="host:port of health and metrics. Not authenticated: keep it private."
+        "127.0.0.1:8080",
+        description="host:port of health and metrics, and of reads between agents. Keep it private.",
+    )
+    metadata: Address = Field(
+        "127.0.0.1:8090", description="host:port of a metadata process: calls, watches, health and metrics."
     )
 
 
@@ -208,6 +251,70 @@ class S3Settings(Section):
     connections_max: int = Field(64, ge=1, description="Pooled connections.")
 
 
+class AgentsSettings(Section):
+    """How the metadata service watches over agents."""
+
+    session_timeout_ms: int = Field(
+        10_000,
+        ge=1_000,
+        description="An agent silent for so long is fenced: it cannot commit until it registers again.",
+    )
+    suspect_ms: int = Field(
+        3_000, ge=500, description="Clients are not sent to an agent silent for so long; below session_timeout_ms."
+    )
+    forget_ms: int = Field(
+        86_400_000, ge=60_000, description="A fenced agent that does not return loses its node id after this."
+    )
+
+    @model_validator(mode="after")
+    def _suspected_before_fenced(self) -> Self:
+        if self.suspect_ms >= self.session_timeout_ms:
+            raise ValueError("suspect_ms is not below session_timeout_ms")
+        return self
+
+
+class LeadershipSettings(Section):
+    """Several metadata processes, one of them active."""
+
+    lease_ms: int = Field(
+        4_000, ge=1_000, description="A leader that did not renew for so long is replaced (PostgreSQL only)."
+    )
+
+
+class TlsSettings(Section):
+    """TLS for the Kafka listener; files are read again when they change, without a restart."""
+
+    certificate: Path | None = Field(None, description="PEM file with the certificate chain. Unset: plaintext.")
+    key: Path | None = Field(None, description="PEM file with the private key.")
+    client_ca: Path | None = Field(
+        None, description="PEM file with the CAs of client certificates; when set, clients must show one (mTLS)."
+    )
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key go together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("client_ca needs certificate and key")
+        return self
+
+
+class RoutingSettings(Section):
+    """Which agents a client is sent to."""
+
+    strategy: Literal["partition", "client"] = Field(
+        "partition",
+        description="partition: leaders spread by partition; client: one agent for all a client does (one connection "
+        "each where thousands of clients meet many agents). A client.id with strategy=client chooses for itself.",
+    )
+    cidrs: Cidrs = Field(
+        {}, description="Client networks to zones, as 10.0.1.0/24=a,10.0.2.0/24=b, for clients that do not name theirs."
+    )
+    principals: Names = Field(
+        (), description="Certificate names (CN or DNS names) this group admits; empty: all. Needs tls.client_ca."
+    )
+
+
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe line that is written."
@@ -233,10 +340,18 @@ class Settings(BaseSettings):
         description="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...; under data when unset.",
     )
     metadata: Annotated[str, AfterValidator(_metadata_url)] | None = Field(
-        None, description="sqlite:///file, or memory:// to forget everything at the end; a file under data when unset."
+        None,
+        description="sqlite:///file, postgresql://user@host/database, or memory:// to forget everything at the end; a "
+        "file under data when unset. For `tidelog agent`: http://host:port of the metadata processes, with commas.",
+    )
+    secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="Shared by all processes of a cluster; calls between them must carry it. Unset: anyone may call.",
     )
     zone: str = Field("local", min_length=1, max_length=64, description="Availability zone of this agent.")
     group: str = Field("default", min_length=1, max_length=64, description="Agent group: a class of clients.")
+    roles: Roles = Field(("proxy", "jobs"), description="proxy: serves clients; jobs: does background work.")
     drain_ms: int = Field(
         25_000, ge=0, description="Time to flush, commit and answer after SIGTERM, before what is left is cut off."
     )
@@ -248,6 +363,10 @@ class Settings(BaseSettings):
     topics: TopicSettings = TopicSettings()
     groups: GroupSettings = GroupSettings()
     s3: S3Settings = S3Settings()
+    agents: AgentsSettings = AgentsSettings()
+    leadership: LeadershipSettings = LeadershipSettings()
+    tls: TlsSettings = TlsSettings()
+    routing: RoutingSettings = RoutingSettings()
     log: LogSettings = LogSettings()
 
     def storage_url(self) -> str:

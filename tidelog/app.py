@@ -28,8 +28,9 @@ from agent.server import KafkaServer
 from agent.topics import TopicDirectory
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
+from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.metrics import MetadataMetrics
-from metadata.model import AgentRegistration, Extent, Fenced, TopicsChanged
+from metadata.model import Extent, Fenced, TopicsChanged
 from metadata.service import MetadataService
 from metadata.store.factory import open_metadata_store
 from runtime.budget import Budget
@@ -63,6 +64,9 @@ class _Events:
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self._fetcher.extents_committed(extents)
+
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        """One process is the only agent."""
 
     def resynchronize(self) -> None:
         self._fetcher.resynchronize()

@@ -27,7 +27,7 @@ from metadata.topic_configs import TOPIC_CONFIGS
 from runtime.budget import Budget
 from runtime.clock import SystemClock
 from runtime.configuration import environment_name
-from runtime.settings import MIB, Settings
+from runtime.settings import MIB, Settings, setting_text
 from storage.metrics import StorageMetrics
 from tidelog.group_metrics import GroupMetrics
 
@@ -198,7 +198,7 @@ def _default(field: FieldInfo) -> str:
         return f"`{str(value).lower()}`"
     if isinstance(value, int) and value >= MIB and value % MIB == 0:
         return f"`{value}` ({value // MIB} MiB)"
-    return f"`{value}`"
+    return f"`{setting_text(value)}`" if setting_text(value) else "none"
 
 
 def _allowed(field: FieldInfo) -> str:

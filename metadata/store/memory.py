@@ -54,6 +54,7 @@ class MemoryMetadataStore:
 
     def __init__(self) -> None:
         self._cluster_id: str | None = None
+        self._generation = 0
         self._topics: dict[TopicId, Topic] = {}
         self._partitions: dict[tuple[TopicId, int], _Partition] = {}
         self._producers: dict[tuple[TopicId, int, int], ProducerSaved] = {}
@@ -63,6 +64,13 @@ class MemoryMetadataStore:
         self._counters: dict[str, int] = {}
         self._groups: dict[str, GroupRecord] = {}
         self._offsets: dict[str, dict[tuple[TopicId, int], OffsetRecord]] = {}
+
+    async def lead(self) -> int:
+        self._generation += 1
+        return self._generation
+
+    async def renew(self) -> None:
+        return None
 
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         if self._cluster_id is None:

@@ -72,11 +72,39 @@ class ProducersExpired(msgspec.Struct, frozen=True, tag=True):
 
 
 class AgentSaved(msgspec.Struct, frozen=True, tag=True):
+    """An agent as it registered, replaced whole. ``agent_epoch`` -1: fenced; the row keeps its node id."""
+
     agent_uid: str
     node_id: int
     agent_epoch: int
     zone: str
     group: str
+    host: str = ""
+    port: int = 0
+    http_address: str = ""
+    version: str = ""
+    roles: tuple[str, ...] = ()
+    registered_ms: int = 0
+
+
+class AgentDropped(msgspec.Struct, frozen=True, tag=True):
+    """An agent that has been fenced for long is forgotten; its node id is never used again."""
+
+    agent_uid: str
+
+
+class CallAnswered(msgspec.Struct, frozen=True, tag=True):
+    """The first answer to a rare mutating call (topics, registrations), for its retries. Kept for some minutes."""
+
+    call_id: str
+    answer: bytes
+    answered_ms: int
+
+
+class CallsForgotten(msgspec.Struct, frozen=True, tag=True):
+    """Answers from before ``before_ms`` may go."""
+
+    before_ms: int
 
 
 class CounterSaved(msgspec.Struct, frozen=True, tag=True):
@@ -117,6 +145,9 @@ Change = (
     | ProducerSaved
     | ProducersExpired
     | AgentSaved
+    | AgentDropped
+    | CallAnswered
+    | CallsForgotten
     | CounterSaved
     | GroupSaved
     | GroupDropped
@@ -145,24 +176,58 @@ class StoreSnapshot(msgspec.Struct, frozen=True):
     counters: dict[str, int]
     groups: tuple[GroupRecord, ...]
     offsets: dict[str, tuple[OffsetRecord, ...]]
+    calls: tuple[CallAnswered, ...] = ()
 
 
 class StoreUnavailable(Exception):
     """The store cannot be read or written now; the outcome of a write is unknown."""
 
 
+class Deposed(StoreUnavailable):
+    """Another process leads now: this one wrote nothing since, and never will again under its generation."""
+
+
 class MetadataStore(Protocol):
+    """One process at a time may write: the *leader*, under a generation that only grows.
+
+    ``lead``, ``open``, then ``write`` and ``reload`` with ``renew`` beside them, until :class:`Deposed`; then ``lead``
+    again. Reads (``find_*``) need an open store.
+    """
+
+    async def lead(self) -> int:
+        """Wait, however long, until this process leads; its generation, higher than any before. Cancel to give up.
+
+        A leader that died is replaced at once; one that froze, when it has not renewed for the lease.
+
+        :raises StoreUnavailable: the store cannot be reached, or its schema is newer than this program.
+        """
+
+    async def renew(self) -> None:
+        """Still here. Called about once a second; a leader that cannot renew within the lease must stop answering.
+
+        :raises Deposed:
+        :raises StoreUnavailable: not known; try again before the lease ends.
+        """
+
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
-        """Create or migrate the schema and read the hot state; ``new_cluster_id`` is kept if the store is new."""
+        """Create or migrate the schema and read the hot state; ``new_cluster_id`` is kept if the store is new.
+
+        Leads first when :meth:`lead` was not called (one process, embedded).
+        """
 
     async def write(self, changes: Sequence[Change]) -> None:
-        """Apply all changes in order in one durable transaction, or none.
+        """Apply all changes in order in one durable transaction, or none. It checks the generation.
 
+        :raises Deposed: nothing was written.
         :raises StoreUnavailable: outcome unknown; the caller reloads before it decides anything else.
         """
 
     async def reload(self) -> StoreSnapshot:
-        """The hot state as it is durable now (after a write of unknown outcome)."""
+        """The hot state as it is durable now (after a write of unknown outcome).
+
+        :raises Deposed:
+        :raises StoreUnavailable:
+        """
 
     async def find_extents(
         self, topic_id: TopicId, partition: int, offset: int, byte_max: int, before_offset: int

@@ -32,6 +32,12 @@ PURGE_ROWS = 1_000
 """Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
 BUSY_SECONDS = 5.0
 """How long to wait for another program (a backup, the sqlite3 shell) that holds the database."""
+LOCK_PAUSE_SECONDS = 0.25
+"""Between two looks of a standby at the lock."""
+_NEXT_GENERATION = (
+    "INSERT INTO meta VALUES ('generation', '1')"
+    " ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) RETURNING value"
+)
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
@@ -39,6 +45,10 @@ _PRAGMAS = (
     "PRAGMA temp_store = MEMORY",
     "PRAGMA journal_size_limit = 67108864",
 )
+
+
+class DatabaseLocked(StoreUnavailable):
+    """Another process has the file."""
 
 
 class SqliteMetadataStore:
@@ -58,6 +68,20 @@ class SqliteMetadataStore:
         self._closing = False
         # Of the read thread:
         self._reader: sqlite3.Connection | None = None
+
+    async def lead(self) -> int:
+        """Lock the file, wherever another process has it as soon as that has ended, and migrate it.
+
+        A frozen process keeps the lock: one machine, one file, no failover from that.
+        """
+        while True:
+            try:
+                return await self._on(self._write_thread, "opened", self._lead)
+            except DatabaseLocked:
+                await asyncio.sleep(LOCK_PAUSE_SECONDS)
+
+    async def renew(self) -> None:
+        """The lock needs no renewal."""
 
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         """Lock, create or migrate, and read. :raises StoreUnavailable: with the file's name and the reason."""
@@ -116,19 +140,28 @@ class SqliteMetadataStore:
 
     # --- on the write thread ----------------------------------------------------------------------------
 
-    def _open(self, new_cluster_id: str) -> StoreSnapshot:
+    def _lead(self) -> int:
         if self._lock is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self._path)
         try:
-            connection = self._connect()
-            self._connection = connection
+            self._connection = self._connection or self._connect()
             try:
-                migrate(connection)
+                migrate(self._connection)
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{self._path} cannot be opened: {error}") from error
-            connection.execute("INSERT OR IGNORE INTO meta VALUES ('cluster_id', ?)", (new_cluster_id,))
-            snapshot = self._load(connection)
+            return int(self._connection.execute(_NEXT_GENERATION).fetchone()[0])
+        except BaseException:
+            self._close()
+            raise
+
+    def _open(self, new_cluster_id: str) -> StoreSnapshot:
+        if self._connection is None:
+            self._lead()
+        assert self._connection is not None
+        try:
+            self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('cluster_id', ?)", (new_cluster_id,))
+            snapshot = self._load(self._connection)
         except BaseException:
             self._close()
             raise
@@ -237,7 +270,7 @@ def _take_lock(path: Path) -> int:
 
     The lock is on a file of its own: SQLite's locks are lost when anybody in the process closes the database file.
 
-    :raises StoreUnavailable: another process has it.
+    :raises DatabaseLocked: another process has it.
     """
     lock_path = path.with_name(path.name + ".lock")
     lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -246,7 +279,7 @@ def _take_lock(path: Path) -> int:
     except OSError:
         owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(lock)
-        raise StoreUnavailable(
+        raise DatabaseLocked(
             f"{path} is in use by process {owner} (lock file {lock_path}): one process owns a metadata database"
         ) from None
     os.ftruncate(lock, 0)

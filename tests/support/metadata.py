@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.client import MetadataClient
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
-    AgentRegistration,
     BatchDraft,
     Extent,
     ExtentDraft,
@@ -178,6 +178,8 @@ class Recorder:
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self.heard.extend(extents)
+
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None: ...
 
     def resynchronize(self) -> None:
         self.heard.append("resynchronize")

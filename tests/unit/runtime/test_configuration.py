@@ -5,7 +5,7 @@ import pytest
 
 from metadata.store.factory import open_metadata_store
 from runtime.configuration import environment_name, load_settings, setting_names
-from runtime.settings import Settings, SettingsError, parse_address
+from runtime.settings import Settings, SettingsError, parse_address, setting_text
 from storage.urls import LocalUrl, parse_storage_url
 
 
@@ -165,7 +165,7 @@ def test_every_setting_has_an_environment_name_that_sets_it(monkeypatch: pytest.
         for part in name.split("."):
             value = getattr(value, part)
         if value is not None:
-            monkeypatch.setenv(environment_name(name), str(value))
+            monkeypatch.setenv(environment_name(name), setting_text(value))
     assert load_settings({}) == Settings()
 
 

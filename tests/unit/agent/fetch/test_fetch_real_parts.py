@@ -15,8 +15,9 @@ from ingest.batch_header import BatchHeader
 from ingest.metrics import IngestMetrics
 from ingest.ticket import PendingBatch, ProduceTicket
 from ingest.writer import SegmentWriter
+from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.metrics import MetadataMetrics
-from metadata.model import AgentRegistration, BatchCommitted, Extent, Refusal, TopicsChanged
+from metadata.model import BatchCommitted, Extent, Refusal, TopicsChanged
 from metadata.service import MetadataService
 from metadata.store.memory import MemoryMetadataStore
 from runtime.budget import Budget
@@ -71,6 +72,8 @@ class Parts:
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self.fetcher.extents_committed(extents)
+
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None: ...
 
     def resynchronize(self) -> None:
         self.fetcher.resynchronize()
