@@ -115,7 +115,7 @@ class Run:
         first = bisect_left(self._last_offsets, offset)
         start = positions[first]
         beyond = bisect_right(positions, start + byte_max, first) - 1
-        if beyond == first:
+        if beyond <= first:  # below when the first batch of an earlier run took more than there was
             if not at_least_one:
                 return RunSlice([], 0, 0, offset)
             beyond = first + 1

@@ -82,6 +82,12 @@ def test_limits_hold_whole_batches_only() -> None:
     assert run.slice(0, len(SMALL[0]) + len(SMALL[1]), True).record_count == 3
 
 
+@pytest.mark.parametrize("batches", [SMALL[:1], SMALL], ids=["one batch", "several"])
+def test_nothing_is_left_when_an_earlier_run_took_more_than_there_was(batches: list[bytes]) -> None:
+    part = build_run(extent_of(batches), [memoryview(b"".join(batches))]).slice(100, -50, False)
+    assert (part.chunks, part.byte_length, part.next_offset) == ([], 0, 100)
+
+
 def test_zstd_is_noticed_in_any_batch() -> None:
     for attributes, expected in ((0, False), (1, False), (2, False), (3, False), (4, True)):
         batches = [SMALL[0], make_batch([b"z"], attributes=attributes), SMALL[1]]
