@@ -96,6 +96,16 @@ class CommandPipeline:
         """
         self._on_reload.append(callback)
 
+    @property
+    def started(self) -> bool:
+        """The state was loaded once; loads from now on follow a failed write."""
+        return self._driver is not None
+
+    def check_running(self) -> None:
+        """:raises MetadataUnavailable: commands are not taken: not yet, or not any more."""
+        if self._stopping or self._driver is None or self._driver.done():
+            raise MetadataUnavailable("the metadata service is not running")
+
     def problem(self) -> str | None:
         """Why commands cannot be decided now, None when all is well."""
         return self._problem
@@ -131,8 +141,7 @@ class CommandPipeline:
         :raises MetadataUnavailable: the write failed (unknown outcome), too many commands are queued, or the
             service has stopped.
         """
-        if self._stopping or self._driver is None or self._driver.done():
-            raise MetadataUnavailable("the metadata service is not running")
+        self.check_running()
         if len(self._queue) >= COMMANDS_QUEUED_MAX:
             raise MetadataUnavailable(f"{COMMANDS_QUEUED_MAX} metadata commands are queued already")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()

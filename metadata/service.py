@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
+from metadata.agent_watch import AgentWatch
 from metadata.client import MetadataListener
 from metadata.coordinator import GroupCoordinator
 from metadata.group_model import (
@@ -50,13 +51,13 @@ from metadata.store.port import MetadataStore, StoreSnapshot, StoreUnavailable
 from metadata.topic_configs import validate_topic_configs
 from metadata.visible import VisibleIndex
 from runtime.clock import Clock, Entropy
-from runtime.settings import GroupSettings, TopicSettings
+from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 _log = structlog.get_logger("tidelog.metadata")
 
 EXPIRY_SECONDS = 60.0
-"""Pause between two looks for idle producers."""
+"""Pause between two looks for idle producers and agents that are gone."""
 PRODUCERS_PER_COMMAND = 1_000
 """Producer states forgotten in one command: bounds how long the loop and the write are busy."""
 _NOTHING = StoreSnapshot("", (), (), (), (), (), {}, (), {})
@@ -93,6 +94,7 @@ class MetadataService:
         metrics: MetadataMetrics,
         group_settings: GroupSettings,
         topic_settings: TopicSettings,
+        agent_settings: AgentsSettings,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -105,6 +107,10 @@ class MetadataService:
         self._listeners: list[MetadataListener] = []
         self._pipeline = CommandPipeline(store, clock, metrics)
         self._pipeline.on_reload(self._load)
+        self._agents = AgentWatch(
+            self._pipeline, clock, supervisor, agent_settings, lambda: self._state, self._agents_changed
+        )
+        self._pipeline.on_reload(self._agents.load)
         self._groups = GroupCoordinator(
             self._pipeline,
             clock,
@@ -128,6 +134,7 @@ class MetadataService:
         cluster_id = base64.urlsafe_b64encode(self._entropy.uuid_bytes()).decode().rstrip("=")
         snapshot = await self._pipeline.start(self._supervisor, cluster_id)
         await self._groups.start()
+        self._agents.start()
         self._supervisor.start("metadata-expiry", self._expire())
         _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
 
@@ -144,18 +151,27 @@ class MetadataService:
     # --- agents and producers ---------------------------------------------------------------------------
 
     async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
-        return await self._pipeline.run(
-            lambda transaction: self._state.register_agent(registration, transaction.changes)
-        )
+        return await self._pipeline.run(partial(self._agents.register, registration))
 
     async def heartbeat_agent(self, heartbeat: AgentHeartbeat) -> None:
-        raise MetadataUnavailable("agents are not watched yet")
+        self._pipeline.check_running()
+        self._agents.heard(heartbeat)
 
     async def leave_agent(self, agent_epoch: int) -> None:
-        raise MetadataUnavailable("agents are not watched yet")
+        await self._pipeline.run(partial(self._agents.leave, agent_epoch))
 
     async def describe_agents(self) -> list[AgentDescription]:
-        return []
+        return self._agents.describe()
+
+    def excuse_silence(self) -> None:
+        """No call could be taken for a while, which is no agent's fault: their silence counts from now.
+
+        For a server that goes on after it refused all calls (its leadership was in doubt).
+        """
+        self._agents.excuse()
+
+    def _agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        self._tell(lambda listener: listener.agents_changed(agents))
 
     async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
         return await self._pipeline.run(
@@ -168,8 +184,9 @@ class MetadataService:
             try:
                 while await self._pipeline.run(self._expire_some) == PRODUCERS_PER_COMMAND:
                     pass
+                await self._agents.forget()
             except MetadataUnavailable as error:
-                _log.warning("producer_expiry_postponed", error=str(error))
+                _log.warning("metadata_expiry_postponed", error=str(error))
 
     def _expire_some(self, transaction: Transaction) -> int:
         return self._state.expire_producers(self._clock.now_ms(), PRODUCERS_PER_COMMAND, transaction.changes)
@@ -327,7 +344,7 @@ class MetadataService:
     async def subscribe(self, listener: MetadataListener) -> MetadataSubscription:
         self._listeners.append(listener)
         topics = tuple(self._visible.topics.values())
-        return MetadataSubscription(topics, (), partial(self._unsubscribe, listener))
+        return MetadataSubscription(topics, self._agents.roster, partial(self._unsubscribe, listener))
 
     def _unsubscribe(self, listener: MetadataListener) -> None:
         self._listeners = [kept for kept in self._listeners if kept is not listener]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from metadata.agent_model import AgentRegistered, AgentRegistration
+from metadata.agent_model import AgentRegistration
 from metadata.model import (
     Fenced,
     ProducerIdGranted,
@@ -28,6 +28,7 @@ from metadata.model import (
 from metadata.partitions import CommitOutcome, TopicState, commit_extent
 from metadata.producers import ProducerState
 from metadata.store.port import (
+    AgentDropped,
     AgentSaved,
     AnswersSettled,
     Change,
@@ -48,6 +49,8 @@ PRODUCERS_MAX = 1_000_000
 PRODUCER_ID_BLOCK = 1_000
 """Producer ids are reserved in the store by the block, so that handing one out is rarely a write."""
 PARTITIONS_PER_TOPIC_MAX = 10_000
+FENCED_EPOCH = -1
+"""In the place of the epoch of an agent that has none."""
 _PRODUCER_EPOCH_MAX = 32_767 - 1
 """The highest epoch Kafka hands out is one below the largest 16-bit integer."""
 _SEQUENCE_ANY = 2**63 - 1
@@ -90,7 +93,9 @@ class State:
             partition.producers[saved.producer_id] = producer
             self._producers[producer] = None
         self._agents: dict[str, AgentState] = {agent.agent_uid: AgentState(agent) for agent in snapshot.agents}
-        self._epochs: dict[int, AgentState] = {agent.saved.agent_epoch: agent for agent in self._agents.values()}
+        self._epochs: dict[int, AgentState] = {
+            agent.saved.agent_epoch: agent for agent in self._agents.values() if agent.saved.agent_epoch != FENCED_EPOCH
+        }
         for answer in sorted(snapshot.answers, key=lambda answer: answer.sequence):
             owner = self._epochs.get(answer.agent_epoch)
             if owner is not None:
@@ -184,7 +189,7 @@ class State:
 
     # --- agents and producer ids ------------------------------------------------------------------------
 
-    def register_agent(self, registration: AgentRegistration, changes: list[Change]) -> AgentRegistered:
+    def register_agent(self, registration: AgentRegistration, now_ms: int, changes: list[Change]) -> AgentSaved:
         """A new epoch; the node id stays the one this ``agent_uid`` got first. Answers of its old epoch are dropped."""
         known = self._agents.get(registration.agent_uid)
         agent_epoch = self._count("agent_epoch", changes)
@@ -192,12 +197,46 @@ class State:
             node_id = self._count("node_id", changes)
         else:
             node_id = known.saved.node_id
-            del self._epochs[known.saved.agent_epoch]
-            changes.append(AnswersSettled(known.saved.agent_epoch, _SEQUENCE_ANY))
-        saved = AgentSaved(registration.agent_uid, node_id, agent_epoch, registration.zone, registration.group)
+            self._drop_epoch(known.saved.agent_epoch, changes)
+        saved = AgentSaved(
+            registration.agent_uid,
+            node_id,
+            agent_epoch,
+            registration.zone,
+            registration.group,
+            registration.host,
+            registration.port,
+            registration.http_address,
+            registration.version,
+            registration.roles,
+            now_ms,
+        )
         self._agents[registration.agent_uid] = self._epochs[agent_epoch] = AgentState(saved)
         changes.append(saved)
-        return AgentRegistered(self.cluster_id, node_id, agent_epoch)
+        return saved
+
+    def fence_agent(self, agent_epoch: int, now_ms: int, changes: list[Change]) -> AgentSaved | None:
+        """The epoch can never commit again, its agent keeps its node id. None: it could not before either."""
+        agent = self._epochs.get(agent_epoch)
+        if agent is None:
+            return None
+        self._drop_epoch(agent_epoch, changes)
+        saved = msgspec.structs.replace(agent.saved, agent_epoch=FENCED_EPOCH, fenced_ms=now_ms)
+        self._agents[saved.agent_uid] = AgentState(saved)
+        changes.append(saved)
+        return saved
+
+    def forget_agents(self, before_ms: int, limit: int, changes: list[Change]) -> None:
+        """Forget up to ``limit`` agents that were fenced before ``before_ms`` and did not return."""
+        for saved in [agent.saved for agent in self._agents.values()]:
+            if limit and saved.agent_epoch == FENCED_EPOCH and saved.fenced_ms < before_ms:
+                limit -= 1
+                del self._agents[saved.agent_uid]
+                changes.append(AgentDropped(saved.agent_uid))
+
+    def _drop_epoch(self, agent_epoch: int, changes: list[Change]) -> None:
+        if self._epochs.pop(agent_epoch, None) is not None:
+            changes.append(AnswersSettled(agent_epoch, _SEQUENCE_ANY))
 
     def grant_producer_id(self, producer_id: int, producer_epoch: int, changes: list[Change]) -> ProducerIdGranted:
         """With (-1, -1) a new id at epoch 0; with an id handed out before, its next epoch.

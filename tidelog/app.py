@@ -28,9 +28,9 @@ from agent.server import KafkaServer
 from agent.topics import TopicDirectory
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
-from metadata.agent_model import AgentInfo, AgentRegistration
+from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.metrics import MetadataMetrics
-from metadata.model import Extent, Fenced, TopicsChanged
+from metadata.model import Extent, Fenced, MetadataUnavailable, TopicsChanged
 from metadata.service import MetadataService
 from metadata.store.factory import open_metadata_store
 from runtime.budget import Budget
@@ -135,6 +135,7 @@ class Tidelog:
             MetadataMetrics(self.registry),
             settings.groups,
             settings.topics,
+            settings.agents,
         )
         self._closers.append(("metadata", service.stop))
         await service.start()
@@ -199,8 +200,22 @@ class Tidelog:
         await server.start()
         self.kafka_address = f"{advertised_host}:{advertised_port}"
         self.http_address = f"{http_host}:{bound_http_port}"
+        self._supervisor.start("agent-heartbeat", self._heartbeat(service, registered))
         self._health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
+
+    async def _heartbeat(self, service: MetadataService, registered: AgentRegistered) -> None:
+        """Say that this agent lives, ten times in its session timeout."""
+        heartbeat = AgentHeartbeat(registered.agent_epoch, AgentCondition.READY)
+        while True:
+            try:
+                await service.heartbeat_agent(heartbeat)
+            except Fenced:
+                self._fenced()
+                return
+            except MetadataUnavailable as error:
+                _log.warning("heartbeat_missed", error=str(error))
+            await self._clock.sleep(registered.session_timeout_ms / 10_000)
 
     async def _check(self, store: ObjectStore) -> None:
         """Ask the store until it answers: one slow or failed answer is no reason not to start.

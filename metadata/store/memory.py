@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
 from metadata.store.port import (
+    AgentDropped,
     AgentSaved,
     AnswersSettled,
+    CallAnswered,
+    CallsForgotten,
     Change,
     CounterSaved,
     ExtentsAdded,
@@ -61,6 +64,7 @@ class MemoryMetadataStore:
         self._segments: set[tuple[int, int]] = set()
         self._answers: dict[int, dict[int, SegmentAdded]] = {}
         self._agents: dict[str, AgentSaved] = {}
+        self._calls: dict[str, CallAnswered] = {}
         self._counters: dict[str, int] = {}
         self._groups: dict[str, GroupRecord] = {}
         self._offsets: dict[str, dict[tuple[TopicId, int], OffsetRecord]] = {}
@@ -130,6 +134,7 @@ class MemoryMetadataStore:
             dict(self._counters),
             tuple(self._groups.values()),
             {group_id: tuple(offsets.values()) for group_id, offsets in self._offsets.items() if offsets},
+            tuple(self._calls.values()),
         )
 
     def _check(self, changes: Sequence[Change]) -> None:
@@ -178,6 +183,12 @@ class MemoryMetadataStore:
                 self._drop_topic(topic_id)
             case AgentSaved():
                 self._agents[change.agent_uid] = change
+            case AgentDropped(agent_uid=agent_uid):
+                self._agents.pop(agent_uid, None)
+            case CallAnswered():
+                self._calls[change.call_id] = change
+            case CallsForgotten(before_ms=before_ms):
+                self._calls = {key: call for key, call in self._calls.items() if call.answered_ms >= before_ms}
             case CounterSaved():
                 self._counters[change.name] = max(change.value, self._counters.get(change.name, 0))
             case GroupSaved(record=record):

@@ -109,7 +109,26 @@ CREATE TABLE group_offsets (
 CREATE INDEX group_offsets_by_partition ON group_offsets (partition_key);
 """
 
-MIGRATIONS: tuple[str, ...] = (_INITIAL,)
+# Until now agent and metadata service were one process, so no agent's epoch is in use: all are fenced.
+_CLUSTER = """
+ALTER TABLE agents ADD COLUMN host TEXT NOT NULL DEFAULT '';
+ALTER TABLE agents ADD COLUMN port INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agents ADD COLUMN http_address TEXT NOT NULL DEFAULT '';
+ALTER TABLE agents ADD COLUMN version TEXT NOT NULL DEFAULT '';
+ALTER TABLE agents ADD COLUMN roles TEXT NOT NULL DEFAULT ''; -- separated by commas
+ALTER TABLE agents ADD COLUMN registered_ms INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE agents ADD COLUMN fenced_ms INTEGER NOT NULL DEFAULT 0;
+UPDATE agents SET agent_epoch = -1;
+DELETE FROM answers;
+
+CREATE TABLE calls (
+    call_id TEXT PRIMARY KEY,
+    answer BLOB NOT NULL,
+    answered_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_INITIAL, _CLUSTER)
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> None:

@@ -85,6 +85,8 @@ class AgentSaved(msgspec.Struct, frozen=True, tag=True):
     version: str = ""
     roles: tuple[str, ...] = ()
     registered_ms: int = 0
+    fenced_ms: int = 0
+    """When it was fenced; 0: it is not."""
 
 
 class AgentDropped(msgspec.Struct, frozen=True, tag=True):

@@ -10,10 +10,11 @@ import msgspec
 
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
-from metadata.store.port import AgentSaved, PartitionRow, ProducerSaved, SegmentAdded, StoreSnapshot
+from metadata.store.port import AgentSaved, CallAnswered, PartitionRow, ProducerSaved, SegmentAdded, StoreSnapshot
 
 _decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
 _ExtentRow = tuple[int, int, str, int, int, int, int]
+_AgentRow = tuple[str, int, int, str, str, str, int, str, str, str, int, int]
 _decode_extents = msgspec.json.Decoder(list[_ExtentRow]).decode
 
 EXTENTS_READ = (16, 64, 256, 1_024, EXTENTS_FOUND_MAX - 1_360)
@@ -110,12 +111,23 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
             )
         ),
         agents=tuple(
-            AgentSaved(*row) for row in query("SELECT agent_uid, node_id, agent_epoch, zone, agent_group FROM agents")
+            _agent(row)
+            for row in query(
+                "SELECT agent_uid, node_id, agent_epoch, zone, agent_group, host, port, http_address, version, roles,"
+                " registered_ms, fenced_ms FROM agents ORDER BY node_id"
+            )
         ),
         counters=dict(query("SELECT name, value FROM counters").fetchall()),
         groups=tuple(_decode_group(record) for (record,) in query("SELECT record FROM consumer_groups")),
         offsets={group_id: tuple(records) for group_id, records in offsets.items()},
+        calls=tuple(
+            CallAnswered(*row) for row in query("SELECT call_id, answer, answered_ms FROM calls ORDER BY answered_ms")
+        ),
     )
+
+
+def _agent(row: _AgentRow) -> AgentSaved:
+    return AgentSaved(*row[:9], tuple(filter(None, row[9].split(","))), *row[10:])
 
 
 def find_extents(

@@ -11,8 +11,11 @@ import msgspec
 
 from metadata.model import Topic, TopicId
 from metadata.store.port import (
+    AgentDropped,
     AgentSaved,
     AnswersSettled,
+    CallAnswered,
+    CallsForgotten,
     Change,
     CounterSaved,
     ExtentsAdded,
@@ -118,10 +121,23 @@ class SqliteWriter:
                     (change.agent_epoch, change.sequence),
                 )
             case AgentSaved():
+                columns = msgspec.structs.asdict(change) | {"roles": ",".join(change.roles)}
                 execute(
-                    "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?)",
-                    (change.agent_uid, change.node_id, change.agent_epoch, change.zone, change.group),
+                    "INSERT OR REPLACE INTO agents (agent_uid, node_id, agent_epoch, zone, agent_group, host, port,"
+                    " http_address, version, roles, registered_ms, fenced_ms) VALUES (:agent_uid, :node_id,"
+                    " :agent_epoch, :zone, :group, :host, :port, :http_address, :version, :roles, :registered_ms,"
+                    " :fenced_ms)",
+                    columns,
                 )
+            case AgentDropped(agent_uid=agent_uid):
+                execute("DELETE FROM agents WHERE agent_uid = ?", (agent_uid,))
+            case CallAnswered():
+                execute(
+                    "INSERT OR REPLACE INTO calls (call_id, answer, answered_ms) VALUES (?, ?, ?)",
+                    (change.call_id, change.answer, change.answered_ms),
+                )
+            case CallsForgotten(before_ms=before_ms):
+                execute("DELETE FROM calls WHERE answered_ms < ?", (before_ms,))
             case CounterSaved():
                 execute(
                     "INSERT INTO counters VALUES (?, ?)"

@@ -8,6 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from metadata.agent_model import (
+    AgentCondition,
+    AgentDescription,
+    AgentHeartbeat,
+    AgentInfo,
+    AgentLoad,
+    AgentRegistration,
+)
 from metadata.client import MetadataClient
 from metadata.group_model import GroupLag, OffsetCommit, OffsetRecord
 from metadata.model import (
@@ -112,6 +120,118 @@ async def test_a_replaced_epoch_commits_nothing(world: World, restarted: bool) -
 async def test_an_epoch_that_never_existed_is_fenced(world: World) -> None:
     with pytest.raises(Fenced):
         await world.client.commit_segments(999, -1, [])
+    with pytest.raises(Fenced):
+        await world.client.heartbeat_agent(AgentHeartbeat(999, AgentCondition.READY))
+
+
+async def conditions(world: World) -> dict[str, str]:
+    return {each.info.agent_uid: each.info.condition.value for each in await world.client.describe_agents()}
+
+
+async def test_the_roster_tells_what_an_agent_registered_and_said(world: World) -> None:
+    listener = Recorder()
+    assert [info.condition for info in (await world.client.subscribe(listener)).agents] == [AgentCondition.STARTING]
+    hello = AgentRegistration("b", "zone-b", "vip", "::1", 9093, "9.9", "10.0.0.1:8080", ("jobs",))
+    registered = await world.client.register_agent(hello)
+    assert registered.session_timeout_ms == 10_000
+    load = AgentLoad(bytes_in=1.5, connections=3, loop_lag_ms=7)
+    await world.client.heartbeat_agent(AgentHeartbeat(registered.agent_epoch, AgentCondition.READY, "", load))
+    await world.client.heartbeat_agent(
+        AgentHeartbeat(registered.agent_epoch, AgentCondition.READY, "", AgentLoad(bytes_in=2))
+    )
+    await world.client.heartbeat_agent(AgentHeartbeat(registered.agent_epoch, AgentCondition.SICK, "uploads fail"))
+    infos = [
+        AgentInfo(
+            registered.node_id,
+            registered.agent_epoch,
+            "b",
+            "zone-b",
+            "vip",
+            "::1",
+            9093,
+            "10.0.0.1:8080",
+            "9.9",
+            ("jobs",),
+            condition,
+        )
+        for condition in (AgentCondition.STARTING, AgentCondition.READY, AgentCondition.SICK)
+    ]
+    assert [roster[1] for roster in listener.rosters] == infos, "told when something changed, and only then"
+    _, described = await world.client.describe_agents()
+    assert described == AgentDescription(
+        infos[-1], AgentLoad(), "uploads fail", world.clock.wall_ms, world.clock.wall_ms
+    )
+    await world.client.subscribe(Recorder())
+    await world.restart()
+    for info, again in zip(infos[1:2], (await world.client.subscribe(Recorder())).agents[1:], strict=True):
+        assert again == info, "a new leader takes everybody for alive and ready"
+
+
+async def test_a_silent_agent_is_suspected_then_fenced_and_keeps_its_node_id(world: World) -> None:
+    lively = await world.client.register_agent(registration("lively"))
+    listener = Recorder()
+    await world.client.subscribe(listener)
+    ready = AgentHeartbeat(world.epoch, AgentCondition.READY)
+    seen: list[dict[str, str]] = []
+    await world.client.heartbeat_agent(ready)
+    for _ in range(14):
+        await world.client.heartbeat_agent(AgentHeartbeat(lively.agent_epoch, AgentCondition.READY))
+        if (now := await conditions(world)) not in seen:
+            seen.append(now)
+        await world.clock.pass_seconds(1)
+    assert seen == [
+        {"agent-1": "ready", "lively": "ready"},
+        {"agent-1": "sick", "lively": "ready"},
+        {"lively": "ready"},
+    ]
+    assert [len(roster) for roster in listener.rosters] == [2, 2, 2, 1]
+    for _ in range(2):
+        with pytest.raises(Fenced):
+            await world.client.heartbeat_agent(ready)
+        with pytest.raises(Fenced):
+            await world.client.commit_segments(world.epoch, -1, [segment(1, (world.topic.topic_id, 0, [batch()]))])
+        await world.restart()
+        assert set(await conditions(world)) == {"lively"}
+    again = await world.client.register_agent(registration())
+    assert (again.node_id, again.agent_epoch > lively.agent_epoch) == (1, True)
+
+
+async def test_a_heartbeat_ends_the_suspicion(world: World) -> None:
+    ready = AgentHeartbeat(world.epoch, AgentCondition.READY)
+    await world.client.heartbeat_agent(ready)
+    await world.clock.pass_seconds(5)
+    (described,) = await world.client.describe_agents()
+    assert (described.info.condition, described.reason) == ("sick", "no heartbeat")
+    await world.client.heartbeat_agent(ready)
+    assert await conditions(world) == {"agent-1": "ready"}
+    await world.clock.pass_seconds(7)
+    await world.client.heartbeat_agent(ready)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_agent_that_left_is_gone_at_once_and_for_good(world: World, restarted: bool) -> None:
+    listener = Recorder()
+    await world.client.subscribe(listener)
+    await world.client.leave_agent(world.epoch)
+    assert listener.rosters == [()]
+    if restarted:
+        await world.restart()
+    await world.client.leave_agent(world.epoch)
+    await world.client.leave_agent(999)
+    assert await world.client.describe_agents() == []
+    with pytest.raises(Fenced):
+        await world.client.heartbeat_agent(AgentHeartbeat(world.epoch, AgentCondition.READY))
+    with pytest.raises(Fenced):
+        await world.client.commit_segments(world.epoch, -1, [])
+    assert (await world.client.register_agent(registration())).node_id == 1
+
+
+async def test_an_agent_that_is_gone_for_long_is_forgotten_and_its_node_id_not_used_again(world: World) -> None:
+    await world.client.leave_agent(world.epoch)
+    await world.clock.pass_seconds(61)
+    world.clock.wall_ms += 86_400_001
+    await world.clock.pass_seconds(61)
+    assert (await world.client.register_agent(registration())).node_id == 2
 
 
 # --- commits --------------------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ from metadata.model import EXTENTS_FOUND_MAX, Topic
 from metadata.store.factory import open_metadata_store
 from metadata.store.memory import MemoryMetadataStore
 from metadata.store.port import (
+    AgentDropped,
     AgentSaved,
     AnswersSettled,
+    CallAnswered,
+    CallsForgotten,
     Change,
     CounterSaved,
     ExtentsAdded,
@@ -86,12 +89,18 @@ async def test_a_new_store_is_empty(kept: Kept) -> None:
 async def test_all_hot_state_survives_a_restart(kept: Kept) -> None:
     wanted = Topic(topic_id(1), "logs.ünïcode", 2, {"retention.ms": "1000"}, 1_234)
     producer = ProducerSaved(topic_id(1), 1, 2**40, b"\x00state", 8_000)
-    agent = AgentSaved("agent-1", 1, 7, "zone-a", "default")
+    agent = AgentSaved(
+        "agent-1", 1, 7, "zone-a", "default", "::1", 9092, "10.0.0.1:8080", "0.2", ("proxy", "jobs"), 8_000
+    )
+    fenced = AgentSaved("agent-2", 2, -1, "zone-b", "vip", registered_ms=1, fenced_ms=2)
+    call = CallAnswered("c/1", b"\x00answer", 6_000)
     answer = SegmentAdded(7, 3, "segments/3", 1_000, 5_000, b"answer")
     await kept.store.write(
         [
             TopicSaved(wanted),
             agent,
+            fenced,
+            call,
             CounterSaved("agent_epoch", 7),
             answer,
             ExtentsAdded((extent(0, 9, key="segments/3", timestamp=42),)),
@@ -108,10 +117,11 @@ async def test_all_hot_state_survives_a_restart(kept: Kept) -> None:
         (PartitionRow(topic_id(1), 0, 0, 10, 42), PartitionRow(topic_id(1), 1, 0, 0, -1)),
         (producer,),
         (answer,),
-        (agent,),
+        (agent, fenced),
         {"agent_epoch": 7},
         (group("g"),),
         {"g": (offset(0, 5),), "only offsets": (offset(1, 6),)},
+        (call,),
     )
     assert await kept.store.reload() == snapshot
 
@@ -236,6 +246,18 @@ async def test_settled_answers_are_forgotten_and_others_kept(kept: Kept) -> None
     await kept.store.write([AnswersSettled(1, 2)])
     snapshot = await kept.reopened()
     assert {(answer.agent_epoch, answer.sequence) for answer in snapshot.answers} == {(1, 3), (2, 1)}
+
+
+async def test_dropped_agents_are_gone(kept: Kept) -> None:
+    await kept.store.write([AgentSaved("a", 1, 1, "z", "g"), AgentSaved("b", 2, -1, "z", "g", fenced_ms=5)])
+    await kept.store.write([AgentDropped("b"), AgentDropped("never there")])
+    assert (await kept.reopened()).agents == (AgentSaved("a", 1, 1, "z", "g"),)
+
+
+async def test_answers_of_calls_are_kept_until_they_are_old(kept: Kept) -> None:
+    calls = [CallAnswered(f"c/{number}", bytes([number]), number) for number in range(4)]
+    await kept.store.write([*calls, CallsForgotten(2)])
+    assert (await kept.reopened()).calls == tuple(calls[2:])
 
 
 async def test_counters_only_grow(kept: Kept) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import typing
 from collections.abc import AsyncIterator, Sequence
@@ -26,8 +27,8 @@ from metadata.model import (
 )
 from metadata.service import MetadataService
 from metadata.store.port import Change, MetadataStore, StoreSnapshot, StoreUnavailable
-from runtime.clock import SeededEntropy, SystemClock
-from runtime.settings import GroupSettings, TopicSettings
+from runtime.clock import Clock, SeededEntropy, SystemClock
+from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 EMPTY = StoreSnapshot("cluster", (), (), (), (), (), {}, (), {})
@@ -82,13 +83,34 @@ def extent(
 
 
 class SettableClock(SystemClock):
-    """The wall clock stands still where a test puts it; durations and sleeps are real."""
+    """The wall clock stands still where a test puts it; durations and sleeps are real, until a test lets time pass."""
 
     def __init__(self, now_ms: int = 1_700_000_000_000) -> None:
         self.wall_ms = now_ms
+        self._ahead = 0.0
+        self._passed = asyncio.Event()
 
     def now_ms(self) -> int:
         return self.wall_ms
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self._ahead
+
+    async def sleep(self, seconds: float) -> None:
+        until = self.monotonic() + seconds
+        while (left := until - self.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._passed.wait()
+
+    async def pass_seconds(self, seconds: float) -> None:
+        """In steps short enough for everybody who sleeps to see each of them."""
+        until = self.monotonic() + seconds
+        while (left := until - self.monotonic()) > 0:
+            self._ahead += min(left, 0.2)
+            self._passed.set()
+            self._passed = asyncio.Event()
+            await asyncio.sleep(0.002)
 
 
 class FaultyMetadataStore:
@@ -172,6 +194,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
+        self.rosters: list[tuple[AgentInfo, ...]] = []
 
     def topics_changed(self, change: TopicsChanged) -> None:
         self.heard.append(change)
@@ -179,7 +202,8 @@ class Recorder:
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self.heard.extend(extents)
 
-    def agents_changed(self, agents: Sequence[AgentInfo]) -> None: ...
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        self.rosters.append(tuple(agents))
 
     def resynchronize(self) -> None:
         self.heard.append("resynchronize")
@@ -187,7 +211,11 @@ class Recorder:
 
 @asynccontextmanager
 async def running_service(
-    store: MetadataStore, clock: SystemClock | None = None, entropy_seed: int = 1, topics: TopicSettings | None = None
+    store: MetadataStore,
+    clock: Clock | None = None,
+    entropy_seed: int = 1,
+    topics: TopicSettings | None = None,
+    agents: AgentsSettings | None = None,
 ) -> AsyncIterator[MetadataService]:
     """A started service; stopped at the end, the store closed with it."""
     failures: list[BaseException] = []
@@ -200,6 +228,7 @@ async def running_service(
         MetadataMetrics(CollectorRegistry()),
         GroupSettings(),
         topics or TopicSettings(),
+        agents or AgentsSettings(),
     )
     await service.start()
     try:

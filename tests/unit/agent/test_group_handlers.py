@@ -26,7 +26,7 @@ from metadata.model import MetadataUnavailable, Topic, TopicsChanged
 from metadata.service import MetadataService
 from metadata.store.memory import MemoryMetadataStore
 from runtime.clock import SeededEntropy, SystemClock
-from runtime.settings import GroupSettings, Settings, TopicSettings
+from runtime.settings import AgentsSettings, GroupSettings, Settings, TopicSettings
 from runtime.tasks import Supervisor
 
 NODE = 7
@@ -187,7 +187,14 @@ async def client() -> AsyncIterator[Client]:
     settings = GroupSettings(initial_rebalance_delay_ms=0)
     metrics = MetadataMetrics(CollectorRegistry())
     service = MetadataService(
-        MemoryMetadataStore(), SystemClock(), SeededEntropy(1), supervisor, metrics, settings, TopicSettings()
+        MemoryMetadataStore(),
+        SystemClock(),
+        SeededEntropy(1),
+        supervisor,
+        metrics,
+        settings,
+        TopicSettings(),
+        AgentsSettings(),
     )
     await service.start()
     directory = TopicDirectory()

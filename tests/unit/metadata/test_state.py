@@ -29,7 +29,7 @@ class World:
         self.state = State(EMPTY)
         self.changes: list[Change] = []
         self.topic: TopicId = self.state.create_topic("logs", 2, {}, topic_id(1), 1, 100, []).topic_id
-        self.epoch = self.state.register_agent(registration(), []).agent_epoch
+        self.epoch = self.state.register_agent(registration(), 1_000, []).agent_epoch
 
     def commit(self, sequence: int, *drafts: object, settled: int = -1, now_ms: int = 5_000) -> list[Extent]:
         self.changes = []
@@ -123,11 +123,11 @@ def test_answers_are_forgotten_as_they_are_settled_but_the_newest_stays(world: W
 
 def test_a_new_epoch_drops_the_answers_of_the_old_one(world: World) -> None:
     changes: list[Change] = []
-    registered = world.state.register_agent(registration(), changes)
+    world.state.register_agent(registration(), 6_000, changes)
     assert changes == [
         CounterSaved("agent_epoch", 2),
         AnswersSettled(world.epoch, 2**63 - 1),
-        AgentSaved("agent-1", registered.node_id, registered.agent_epoch, "zone-a", "default"),
+        AgentSaved("agent-1", 1, 2, "zone-a", "default", "127.0.0.1", 9092, "", "0.1.0", ("proxy", "jobs"), 6_000),
     ]
 
 

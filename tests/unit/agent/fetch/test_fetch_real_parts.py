@@ -22,7 +22,7 @@ from metadata.service import MetadataService
 from metadata.store.memory import MemoryMetadataStore
 from runtime.budget import Budget
 from runtime.clock import SeededEntropy, SystemClock
-from runtime.settings import GroupSettings, IngestSettings, MemorySettings, Settings, TopicSettings
+from runtime.settings import AgentsSettings, GroupSettings, IngestSettings, MemorySettings, Settings, TopicSettings
 from runtime.tasks import Supervisor
 from storage.memory import MemoryStore
 from tests.unit.agent.fetch.world import MIB, evict, make_batch, records_of
@@ -44,6 +44,7 @@ class Parts:
             MetadataMetrics(registry),
             GroupSettings(),
             TopicSettings(),
+            AgentsSettings(),
         )
         settings = Settings(memory=MemorySettings(budget_bytes=64 * MIB))
         self.metrics = FetchMetrics(registry)
