@@ -23,6 +23,7 @@ from agent.wire.apis import APIS
 from ingest.metrics import IngestMetrics
 from metadata.config_definitions import Support
 from metadata.metrics import MetadataMetrics
+from metadata.rpc.metrics import RpcClientMetrics, RpcServerMetrics
 from metadata.topic_configs import TOPIC_CONFIGS
 from runtime.budget import Budget
 from runtime.clock import SystemClock
@@ -77,6 +78,8 @@ def metrics() -> str:
         ("Ingest", IngestMetrics),
         ("Storage", StorageMetrics),
         ("Metadata", MetadataMetrics),
+        ("Metadata calls, served", RpcServerMetrics),
+        ("Metadata calls, made", RpcClientMetrics),
         ("Consumer groups", lambda registry: GroupMetrics(registry, SystemClock())),
     )
     for title, build in rooms:

@@ -1,7 +1,8 @@
-"""What every metadata client must do: over each store, with all arguments and answers sent through MessagePack."""
+"""What every metadata client must do: over each store, with what travels sent through MessagePack, and over HTTP."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -42,12 +43,15 @@ from tests.support.metadata import (
     segment,
     topic_id,
 )
+from tests.support.metadata_rpc import RpcNode, remote_metadata
 
 
 class World:
-    """A service that can be restarted over the same store."""
+    """A service that can be restarted over the same store, with a transport before it."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, transport: str, folder: Path) -> None:
+        self._node = RpcNode() if transport == "http" else None
+        self._clients = AsyncExitStack()
         self._url = "memory://" if kind == "memory" else f"sqlite:///{folder}/metadata.sqlite"
         self._store = open_metadata_store(self._url)
         self._stack = AsyncExitStack()
@@ -64,24 +68,41 @@ class World:
         service = await self._stack.enter_async_context(
             running_service(self._store, self.clock, self._starts, TopicSettings(partitions_max=100))
         )
-        self.client = RoundTripClient(service)  # type: ignore[assignment]
+        if self._node is None:
+            self.client = RoundTripClient(service)  # type: ignore[assignment]
+            return
+        if self._starts == 1:
+            await self._node.start()
+            self._clients.push_async_callback(self._node.stop)
+            self.client = await self._clients.enter_async_context(remote_metadata([self._node.url]))
+        await self._node.lead(service, self._starts)
+        self._stack.push_async_callback(self._node.stand_by)
 
     async def stop(self) -> None:
         await self._stack.aclose()
+        await self._clients.aclose()
 
     async def restart(self) -> None:
-        await self.stop()
+        """Remote clients outlive it, as they do in agents."""
+        await self._stack.aclose()
         await self.start()
+
+    async def heard(self, listener: Recorder, count: int = 0, rosters: int = 0) -> None:
+        """Wait until ``listener`` has heard so many things: at once in-process, soon over a network."""
+        async with asyncio.timeout(5):
+            while len(listener.heard) < count or len(listener.rosters) < rosters:
+                await asyncio.sleep(0.001)
 
     async def found(self, offset: int, byte_max: int = 10**9, partition: int = 0) -> ExtentsFound:
         (found,) = await self.client.find_extents([ExtentsQuery(self.topic.topic_id, partition, offset, byte_max)])
         return found
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "memory-http", "sqlite-http"])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """An agent has registered and there is a topic of two partitions."""
-    world = World(request.param, tmp_path)
+    store, _, transport = request.param.partition("-")
+    world = World(store, transport, tmp_path)
     await world.start()
     world.epoch = (await world.client.register_agent(registration())).agent_epoch
     world.topic = await world.client.create_topic("logs", 2, {})
@@ -156,6 +177,7 @@ async def test_the_roster_tells_what_an_agent_registered_and_said(world: World) 
         )
         for condition in (AgentCondition.STARTING, AgentCondition.READY, AgentCondition.SICK)
     ]
+    await world.heard(listener, rosters=3)
     assert [roster[1] for roster in listener.rosters] == infos, "told when something changed, and only then"
     _, described = await world.client.describe_agents()
     assert described == AgentDescription(
@@ -184,6 +206,7 @@ async def test_a_silent_agent_is_suspected_then_fenced_and_keeps_its_node_id(wor
         {"agent-1": "sick", "lively": "ready"},
         {"lively": "ready"},
     ]
+    await world.heard(listener, rosters=4)
     assert [len(roster) for roster in listener.rosters] == [2, 2, 2, 1]
     for _ in range(2):
         with pytest.raises(Fenced):
@@ -213,6 +236,7 @@ async def test_an_agent_that_left_is_gone_at_once_and_for_good(world: World, res
     listener = Recorder()
     await world.client.subscribe(listener)
     await world.client.leave_agent(world.epoch)
+    await world.heard(listener, rosters=1)
     assert listener.rosters == [()]
     if restarted:
         await world.restart()
@@ -585,11 +609,13 @@ async def test_a_listener_hears_everything_once_and_in_order(world: World) -> No
     listener = Recorder()
     subscription = await world.client.subscribe(listener)
     assert subscription.topics == (world.topic,)
+    await subscription.follow([(world.topic.topic_id, 0)])
     other = await world.client.create_topic("other", 1, {})
     await commit_many(world, 2)
     altered = await world.client.alter_topic_configs(other.topic_id, {"retention.ms": "1"})
     await world.client.delete_topic(other.topic_id)
     extents = (await world.found(0)).extents
+    await world.heard(listener, 5)
     assert listener.heard == [
         TopicsChanged((other,)),
         *extents,
@@ -599,4 +625,5 @@ async def test_a_listener_hears_everything_once_and_in_order(world: World) -> No
     subscription.close()
     subscription.close()
     await world.client.create_topic("unheard", 1, {})
+    await asyncio.sleep(0.05)
     assert len(listener.heard) == 5

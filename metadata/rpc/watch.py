@@ -1,0 +1,239 @@
+"""The leader's end of the watches: every event is encoded once, and handed to those who follow it.
+
+A commit costs one look-up for each extent, and one list entry for each watcher of its partition. What a watcher has not
+taken yet is bounded: beyond it the watch is cut off, and the agent starts over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from metadata.agent_model import AgentInfo
+from metadata.client import Subscription
+from metadata.model import Extent, Topic, TopicId, TopicsChanged
+from metadata.rpc.metrics import RpcServerMetrics
+from metadata.rpc.wire import (
+    AgentsAnnounced,
+    Beat,
+    Event,
+    ExtentAnnounced,
+    Hello,
+    StartOver,
+    Step,
+    TopicsAnnounced,
+    frame,
+)
+
+WATCHERS_MAX = 2_000
+"""One for each agent."""
+UNSENT_BYTES_MAX = 8 * 1024 * 1024
+"""Events one watcher has not taken yet: about 80,000 extents. The bytes are shared by all who wait for the same."""
+FOLLOWED_MAX = 200_000
+"""Partitions one watch follows; a cluster has 100,000 by default."""
+WRITE_BYTES = 256 * 1024
+"""Written at once."""
+
+_log = structlog.get_logger("tidelog.metadata.watch")
+
+PartitionKey = tuple[TopicId, int]
+
+
+class TooMany(Exception):
+    """A bound on watches was reached; the message says which."""
+
+
+class Watcher:
+    """One open watch. The queue holds whole frames."""
+
+    def __init__(self, client: str, watch: str, hello: bytes) -> None:
+        self.client = client
+        self.watch = watch
+        self.followed: set[PartitionKey] = set()
+        self.step = -1
+        """Of the latest change of ``followed``."""
+        self.ended: str | None = None
+        """Why it was cut off."""
+        self._queue: deque[bytes] = deque((hello,))
+        self._unsent_bytes = len(hello)
+        self._unsent_bytes_max = UNSENT_BYTES_MAX + len(hello)
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._abort: Callable[[], None] | None = None
+
+    def push(self, event: bytes) -> None:
+        """Queue one frame; too many of them end the watch."""
+        if self.ended is not None:
+            return
+        self._queue.append(event)
+        self._unsent_bytes += len(event)
+        self._wake.set()
+        if self._unsent_bytes > self._unsent_bytes_max:
+            self.end(f"{self._unsent_bytes} bytes of events were not taken")
+
+    def end(self, why: str) -> None:
+        """Send nothing more and close the connection, also when a write is stuck."""
+        if self.ended is None:
+            self.ended = why
+            self._wake.set()
+            if self._abort is not None:
+                self._abort()
+
+    async def run(
+        self, write: Callable[[bytes], Awaitable[None]], abort: Callable[[], None], sent: Callable[[int], None]
+    ) -> None:
+        """Write what is queued, as soon as it is queued, until :meth:`end`. ``sent`` hears of how many frames.
+
+        :raises OSError: the connection is gone.
+        """
+        self._abort = abort
+        while True:
+            while not self._queue:
+                if self.ended is not None:
+                    return
+                self._wake.clear()
+                await self._wake.wait()
+            if self.ended is not None:
+                return
+            parts: list[bytes] = []
+            size = 0
+            while self._queue and size < WRITE_BYTES:
+                parts.append(self._queue.popleft())
+                size += len(parts[-1])
+            await write(b"".join(parts))
+            self._unsent_bytes -= size
+            sent(len(parts))
+
+
+class WatchHub:
+    """All watches of one term. Implements :class:`metadata.client.MetadataListener`; one event loop."""
+
+    def __init__(self, generation: int, metrics: RpcServerMetrics) -> None:
+        self._generation = generation
+        self._metrics = metrics
+        self._watchers: dict[str, Watcher] = {}
+        self._by_client: dict[str, Watcher] = {}
+        self._followers: dict[PartitionKey, dict[Watcher, None]] = {}
+        self._topics: dict[TopicId, Topic] = {}
+        self._agents: tuple[AgentInfo, ...] = ()
+        self._beat = frame(Beat(generation))
+        self._closed = False
+
+    def start(self, subscription: Subscription) -> None:
+        """``subscription`` is this hub's own, made just now: nothing was heard in between."""
+        self._topics = {topic.topic_id: topic for topic in subscription.topics}
+        self._agents = subscription.agents
+
+    # --- events -----------------------------------------------------------------------------------------
+
+    def extents_committed(self, extents: Sequence[Extent]) -> None:
+        for extent in extents:
+            followers = self._followers.get((extent.topic_id, extent.partition))
+            if followers:
+                event = frame(ExtentAnnounced(extent))
+                for watcher in followers:
+                    watcher.push(event)
+
+    def topics_changed(self, change: TopicsChanged) -> None:
+        for topic in change.upserted:
+            self._topics[topic.topic_id] = topic
+        for topic_id in change.deleted:
+            self._topics.pop(topic_id, None)
+        self._push_all(TopicsAnnounced(change))
+
+    def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        self._agents = tuple(agents)
+        self._push_all(AgentsAnnounced(self._agents))
+
+    def resynchronize(self) -> None:
+        self._push_all(StartOver())
+
+    def beat(self) -> None:
+        """Call every :data:`metadata.rpc.wire.BEAT_SECONDS` while this process leads."""
+        for watcher in self._watchers.values():
+            watcher.push(self._beat)
+
+    def _push_all(self, event: Event) -> None:
+        encoded = frame(event)
+        for watcher in self._watchers.values():
+            watcher.push(encoded)
+
+    # --- watchers ---------------------------------------------------------------------------------------
+
+    def open(self, client: str, watch: str) -> Watcher:
+        """A new watch of ``client``, whose earlier one ends. It hears everything after its first frame.
+
+        :raises TooMany:
+        """
+        earlier = self._by_client.get(client)
+        if earlier is not None:
+            earlier.end("the agent opened another watch")
+            self.close(earlier)
+        if self._closed or watch in self._watchers or len(self._watchers) >= WATCHERS_MAX:
+            raise TooMany(f"{len(self._watchers)} watches are open")
+        hello = frame(Hello(self._generation, tuple(self._topics.values()), self._agents))
+        watcher = Watcher(client, watch, hello)
+        self._watchers[watch] = self._by_client[client] = watcher
+        self._count()
+        return watcher
+
+    def close(self, watcher: Watcher) -> None:
+        """It hears nothing more. Idempotent."""
+        if self._watchers.get(watcher.watch) is not watcher:
+            return
+        del self._watchers[watcher.watch]
+        if self._by_client.get(watcher.client) is watcher:
+            del self._by_client[watcher.client]
+        for key in watcher.followed:
+            self._forget(key, watcher)
+        watcher.followed.clear()
+        self._count()
+
+    def follow(self, watch: str, step: Step) -> bool:
+        """Take ``step``, from now on; False when there is no such watch (any more).
+
+        :raises TooMany:
+        """
+        watcher = self._watchers.get(watch)
+        if watcher is None or watcher.ended is not None:
+            return False
+        if step.number <= watcher.step:
+            return True
+        if len(watcher.followed) + len(step.follow) > FOLLOWED_MAX:
+            raise TooMany(f"one watch follows at most {FOLLOWED_MAX} partitions")
+        watcher.step = step.number
+        for key in step.unfollow:
+            if key in watcher.followed:
+                watcher.followed.discard(key)
+                self._forget(key, watcher)
+        for key in step.follow:
+            watcher.followed.add(key)
+            self._followers.setdefault(key, {})[watcher] = None
+        self._count()
+        return True
+
+    def end(self) -> None:
+        """The term is over: every watch ends."""
+        self._closed = True
+        for watcher in tuple(self._watchers.values()):
+            watcher.end("this process no longer leads")
+            self.close(watcher)
+
+    def report(self, watcher: Watcher) -> None:
+        """One line about a watch that was cut off."""
+        if watcher.ended is not None and not self._closed:
+            self._metrics.watchers_cut.inc()
+            _log.warning("watch_cut_off", client=watcher.client, reason=watcher.ended)
+
+    def _forget(self, key: PartitionKey, watcher: Watcher) -> None:
+        followers = self._followers[key]
+        del followers[watcher]
+        if not followers:
+            del self._followers[key]
+
+    def _count(self) -> None:
+        self._metrics.watchers.set(len(self._watchers))
+        self._metrics.partitions_followed.set(len(self._followers))
