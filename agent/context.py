@@ -48,7 +48,7 @@ class Call:
 
 @dataclass(slots=True)
 class Agent:
-    """One agent's parts, built by ``tidelog.up`` and passed to every handler."""
+    """One agent's parts, built by ``tidelog.app`` and passed to every handler."""
 
     settings: Settings
     clock: Clock

@@ -1,7 +1,7 @@
-"""Everything in one process: the place where an agent's and the metadata service's parts are built and joined.
+"""An agent's process: the place where its parts are built and joined, around a metadata service near or far.
 
-Start: store, metadata, registration, subscription, ingest, Kafka listener, HTTP, ready. Shutdown goes the other
-way round, in order: unready, stop accepting, seal, upload, commit, answer, close.
+Start: object store, metadata, Kafka address, registration, subscription, ingest, HTTP, Kafka listener, ready. Shutdown
+goes the other way round, in order: unready, stop accepting, seal, upload, commit, answer, close.
 """
 
 from __future__ import annotations
@@ -12,13 +12,6 @@ from dataclasses import replace
 from importlib.metadata import version
 
 import structlog
-from prometheus_client import (
-    CollectorRegistry,
-    GCCollector,
-    PlatformCollector,
-    ProcessCollector,
-    disable_created_metrics,
-)
 
 from agent.context import Agent, AgentIdentity
 from agent.fetch.fetcher import Fetcher
@@ -29,23 +22,21 @@ from agent.topics import TopicDirectory
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
 from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
-from metadata.metrics import MetadataMetrics
+from metadata.client import MetadataClient
 from metadata.model import Extent, Fenced, MetadataUnavailable, TopicsChanged
-from metadata.service import MetadataService
-from metadata.store.factory import open_metadata_store
 from runtime.budget import Budget
 from runtime.clock import Clock, Entropy
-from runtime.health import Health
-from runtime.http import HttpServer
 from runtime.settings import Settings, parse_address
-from runtime.tasks import Supervisor
 from storage.factory import open_store
 from storage.metrics import StorageMetrics
 from storage.store import ObjectStore, StorageUnavailable
-from tidelog.group_metrics import GroupMetrics
+from tidelog.parts import ProcessParts
 
 STORE_CHECK_SECONDS = 5.0
 """How long a start waits for an object store that does not answer well."""
+
+OpenMetadata = Callable[[ProcessParts], Awaitable[MetadataClient]]
+"""Starts (or reaches) the metadata service and adds what there is to close, watch and measure of it to the parts."""
 
 _log = structlog.get_logger("tidelog.app")
 
@@ -72,24 +63,24 @@ class _Events:
         self._fetcher.resynchronize()
 
 
-class Tidelog:
-    """The all-in-one process: one agent, the metadata service and the HTTP side on one event loop.
+class AgentProcess:
+    """One agent and its HTTP side on one event loop, and the metadata service that ``open_metadata`` gives.
 
     ``on_failure(task, error)`` is called when a background task dies: the owner should stop the process.
     """
 
     def __init__(
-        self, settings: Settings, clock: Clock, entropy: Entropy, on_failure: Callable[[str, BaseException], None]
+        self,
+        settings: Settings,
+        clock: Clock,
+        entropy: Entropy,
+        on_failure: Callable[[str, BaseException], None],
+        open_metadata: OpenMetadata,
     ) -> None:
         self._settings = settings
-        self._on_failure = on_failure
         self._clock = clock
-        self._entropy = entropy
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody asks for
-        self.registry = CollectorRegistry()
-        self._health = Health()
-        self._supervisor = Supervisor(on_failure)
-        self._closers: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        self._parts = ProcessParts(settings, clock, entropy, on_failure)
+        self._open_metadata = open_metadata
         self._writer: SegmentWriter | None = None
         self._server: KafkaServer | None = None
         self.kafka_address = ""
@@ -106,13 +97,11 @@ class Tidelog:
         try:
             await self._start()
         except BaseException:
-            await self._close()
+            await self._parts.close()
             raise
 
     async def _start(self) -> None:
-        settings, clock, entropy = self._settings, self._clock, self._entropy
-        for collector in (ProcessCollector, PlatformCollector, GCCollector):
-            collector(registry=self.registry)
+        settings, clock, parts = self._settings, self._clock, self._parts
         kafka_host, kafka_port = parse_address("listen.kafka", settings.listen.kafka)
         http_host, http_port = parse_address("listen.http", settings.listen.http)
 
@@ -120,54 +109,44 @@ class Tidelog:
             settings.storage_url(),
             s3=settings.s3,
             clock=clock,
-            entropy=entropy,
-            metrics=StorageMetrics(self.registry),
+            entropy=parts.entropy,
+            metrics=StorageMetrics(parts.registry),
         )
-        self._closers.append(("store", store.close))
+        parts.closes("store", store.close)
         await self._check(store)
         self.storage_name = store.name
-
-        service = MetadataService(
-            open_metadata_store(settings.metadata_url()),
-            clock,
-            entropy,
-            self._supervisor,
-            MetadataMetrics(self.registry),
-            settings.groups,
-            settings.topics,
-            settings.agents,
-        )
-        self._closers.append(("metadata", service.stop))
-        await service.start()
+        metadata = await self._open_metadata(parts)
 
         budget = Budget(settings.memory.budget_bytes)
-        agent_metrics = AgentMetrics(self.registry, budget)
-        fetcher = Fetcher(store, service, settings, budget, clock, self._supervisor, FetchMetrics(self.registry))
+        agent_metrics = AgentMetrics(parts.registry, budget)
+        fetcher = Fetcher(store, metadata, settings, budget, clock, parts.supervisor, FetchMetrics(parts.registry))
         writer = SegmentWriter(
             store,
-            service,
+            metadata,
             settings.ingest,
             budget,
             clock,
-            entropy,
-            self._supervisor,
-            IngestMetrics(self.registry),
+            parts.entropy,
+            parts.supervisor,
+            IngestMetrics(parts.registry),
             fetcher,
             on_fenced=self._fenced,
         )
         self._writer = writer
         topics = TopicDirectory()
         identity = AgentIdentity("", 0, 0, kafka_host, kafka_port, settings.zone, settings.group)
-        agent = Agent(settings, clock, entropy, identity, service, topics, writer, fetcher, budget, agent_metrics)
-        server = KafkaServer(agent, self._supervisor)
+        agent = Agent(
+            settings, clock, parts.entropy, identity, metadata, topics, writer, fetcher, budget, agent_metrics
+        )
+        server = KafkaServer(agent, parts.supervisor)
         self._server = server
-        self._closers.append(("kafka", server.close))
+        parts.closes("kafka", server.close)
         bound_port = await server.bind(kafka_host, kafka_port)
 
         advertised_host, advertised_port = kafka_host, bound_port
         if settings.listen.advertise is not None:
             advertised_host, advertised_port = parse_address("listen.advertise", settings.listen.advertise)
-        registered = await service.register_agent(
+        registered = await metadata.register_agent(
             AgentRegistration(
                 agent_uid=f"{settings.zone}/{settings.group}/{advertised_host}:{advertised_port}",
                 zone=settings.zone,
@@ -185,31 +164,27 @@ class Tidelog:
             host=advertised_host,
             port=advertised_port,
         )
-        subscription = await service.subscribe(_Events(topics, fetcher))
+        subscription = await metadata.subscribe(_Events(topics, fetcher))
         topics.reset(subscription.topics)
         writer.start(registered.agent_epoch)
 
-        http = HttpServer(self._health, self.registry)
-        group_metrics = GroupMetrics(self.registry, clock)
-        http.before_scrape(lambda: group_metrics.refresh(service))
-        bound_http_port = await http.start(http_host, http_port)
-        self._closers.append(("http", http.stop))
-        self._health.add_readiness("ingest", writer.problem)
-        self._health.add_readiness("metadata", service.problem)
+        parts.health.add_readiness("ingest", writer.problem)
+        bound_http_port = await parts.http.start(http_host, http_port)
+        parts.closes("http", parts.http.stop)
 
         await server.start()
         self.kafka_address = f"{advertised_host}:{advertised_port}"
         self.http_address = f"{http_host}:{bound_http_port}"
-        self._supervisor.start("agent-heartbeat", self._heartbeat(service, registered))
-        self._health.started()
+        parts.supervisor.start("agent-heartbeat", self._heartbeat(metadata, registered))
+        parts.health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
 
-    async def _heartbeat(self, service: MetadataService, registered: AgentRegistered) -> None:
+    async def _heartbeat(self, metadata: MetadataClient, registered: AgentRegistered) -> None:
         """Say that this agent lives, ten times in its session timeout."""
         heartbeat = AgentHeartbeat(registered.agent_epoch, AgentCondition.READY)
         while True:
             try:
-                await service.heartbeat_agent(heartbeat)
+                await metadata.heartbeat_agent(heartbeat)
             except Fenced:
                 self._fenced()
                 return
@@ -231,11 +206,11 @@ class Tidelog:
                 if self._clock.monotonic() >= deadline:
                     raise
                 _log.warning("store_check_retried", error=str(error))
-            await self._clock.sleep(self._entropy.uniform(0.2, 0.5))
+            await self._clock.sleep(self._parts.entropy.uniform(0.2, 0.5))
 
     def _fenced(self) -> None:
         """Another process registered as this agent: nothing can be committed any more, so make room for it."""
-        self._on_failure("agent", Fenced("another process has registered as this agent"))
+        self._parts.on_failure("agent", Fenced("another process has registered as this agent"))
 
     async def drain(self) -> None:
         """Unready, stop accepting, then seal, upload, commit and answer what was taken in.
@@ -243,7 +218,7 @@ class Tidelog:
         What is not done within ``drain_ms`` is given up: its producers were never acknowledged and will retry.
         """
         assert self._writer is not None and self._server is not None, "drain after start"
-        self._health.draining("shutting down")
+        self._parts.health.draining("shutting down")
         await self._server.stop_accepting()
         began = self._clock.monotonic()
         try:
@@ -260,14 +235,5 @@ class Tidelog:
         """Close everything, newest first. Idempotent."""
         if self._writer is not None:
             await self._writer.stop()
-        await self._close()
+        await self._parts.close()
         _log.info("stopped")
-
-    async def _close(self) -> None:
-        while self._closers:
-            name, close = self._closers.pop()
-            try:
-                await close()
-            except Exception as error:
-                _log.error("close_failed", part=name, error=repr(error))
-        await self._supervisor.stop()

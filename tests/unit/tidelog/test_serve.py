@@ -12,7 +12,7 @@ import pytest
 from metadata.store.port import StoreUnavailable
 from runtime.settings import ListenSettings, Settings, SettingsError
 from storage.store import StorageRefused, StorageUnavailable
-from tidelog.up import FAILED, INTERRUPTED, STOP_SIGNALS, STOPPED, StopSignals, _live, _start
+from tidelog.serve import FAILED, INTERRUPTED, STOP_SIGNALS, STOPPED, StopSignals, _live, _start
 
 SETTINGS = Settings(listen=ListenSettings(kafka="127.0.0.1:9999", http="127.0.0.1:8888"), storage="s3://logs")
 
