@@ -20,7 +20,7 @@ import structlog
 
 from metadata.model import Extent, TopicId
 from metadata.store import sqlite_reader
-from metadata.store.migrations import migrate
+from metadata.store.migrations import READ_REVISION, needs_migration
 from metadata.store.port import Change, StoreSnapshot, StoreUnavailable
 from metadata.store.sqlite_writer import SqliteWriter, purge
 
@@ -147,7 +147,7 @@ class SqliteMetadataStore:
         try:
             self._connection = self._connection or self._connect()
             try:
-                migrate(self._connection)
+                _migrate(self._connection)
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{self._path} cannot be opened: {error}") from error
             return int(self._connection.execute(_NEXT_GENERATION).fetchone()[0])
@@ -252,6 +252,22 @@ class SqliteMetadataStore:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the schema up to date, all or nothing. :raises StoreUnavailable: it is newer than this program."""
+    query = connection.execute
+    adopted = None
+    if query("SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+        revision = query(READ_REVISION).fetchone()[0]
+    else:  # from before Alembic, when user_version counted the revisions; 0: a new file
+        version = query("PRAGMA user_version").fetchone()[0]
+        revision = adopted = f"{version:04}" if version else None
+    if needs_migration(revision):
+        from metadata.store.migrations.apply import upgrade_sqlite
+
+        _log.info("metadata_migrating", revision=revision or "new")
+        upgrade_sqlite(connection, adopted)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

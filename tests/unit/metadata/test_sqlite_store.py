@@ -18,7 +18,7 @@ import metadata.store.sqlite
 from metadata.store import sqlite_reader
 from metadata.store.factory import MetadataUrlError, open_metadata_store
 from metadata.store.memory import MemoryMetadataStore
-from metadata.store.migrations import MIGRATIONS, migrate
+from metadata.store.migrations.apply import upgrade_sqlite
 from metadata.store.port import (
     CounterSaved,
     ExtentsAdded,
@@ -159,7 +159,7 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
 def filled(path: Path, extent_count: int) -> sqlite3.Connection:
     """A partition of so many extents of ten records; timestamps grow but for every tenth, which is far too early."""
     connection = sqlite3.connect(path, isolation_level=None)
-    migrate(connection)
+    upgrade_sqlite(connection)
     connection.execute("INSERT INTO partitions VALUES (1, ?, 0, 0)", (topic_id(1),))
     connection.execute("INSERT INTO segments VALUES (1, 1, 1, 'segments/1', 100, 1)")
     connection.execute("BEGIN")
@@ -269,32 +269,7 @@ async def test_a_large_topic_is_gone_at_once_and_purged_without_holding_up_commi
         await again.close()
 
 
-# --- schema and URLs ------------------------------------------------------------------------------------------
-
-
-def test_migrations_are_applied_once_each_and_all_or_nothing(tmp_path: Path) -> None:
-    with inspecting(tmp_path / "x.sqlite") as connection:
-        first, broken = (
-            "CREATE TABLE a (x); INSERT INTO a VALUES (1);",
-            "CREATE TABLE b (x); INSERT INTO nowhere VALUES (1);",
-        )
-        migrate(connection, (first,))
-        migrate(connection, (first,))
-        with pytest.raises(sqlite3.Error):
-            migrate(connection, (first, broken))
-        connection.execute("ROLLBACK")
-        assert connection.execute("SELECT count(*) FROM a").fetchone() == (1,)
-        assert connection.execute("PRAGMA user_version").fetchone() == (1,)
-        migrate(connection, (first, "CREATE TABLE b (x);"))
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-
-
-async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "metadata.sqlite"
-    with inspecting(path) as connection:
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
-    with pytest.raises(StoreUnavailable, match=r"metadata\.sqlite cannot be opened: .* newer Tidelog"):
-        await SqliteMetadataStore(path).open("cluster")
+# --- URLs ------------------------------------------------------------------------------------------
 
 
 async def test_commits_are_synced(tmp_path: Path) -> None:

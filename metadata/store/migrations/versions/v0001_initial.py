@@ -1,15 +1,13 @@
-"""The SQLite schema, as ordered scripts; ``PRAGMA user_version`` counts those that were applied.
-
-A script that was released never changes: a later one alters what it made.
-"""
+"""The first schema, of SQLite only. Stores made before Alembic have it, with ``PRAGMA user_version`` 1."""
 
 from __future__ import annotations
 
-import sqlite3
+from metadata.store.migrations.statements import run
 
-from metadata.store.port import StoreUnavailable
+revision = "0001"
+down_revision = None
 
-_INITIAL = """
+_SQLITE = """
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -109,38 +107,6 @@ CREATE TABLE group_offsets (
 CREATE INDEX group_offsets_by_partition ON group_offsets (partition_key);
 """
 
-# Until now agent and metadata service were one process, so no agent's epoch is in use: all are fenced.
-_CLUSTER = """
-ALTER TABLE agents ADD COLUMN host TEXT NOT NULL DEFAULT '';
-ALTER TABLE agents ADD COLUMN port INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE agents ADD COLUMN http_address TEXT NOT NULL DEFAULT '';
-ALTER TABLE agents ADD COLUMN version TEXT NOT NULL DEFAULT '';
-ALTER TABLE agents ADD COLUMN roles TEXT NOT NULL DEFAULT ''; -- separated by commas
-ALTER TABLE agents ADD COLUMN registered_ms INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE agents ADD COLUMN fenced_ms INTEGER NOT NULL DEFAULT 0;
-UPDATE agents SET agent_epoch = -1;
-DELETE FROM answers;
 
-CREATE TABLE calls (
-    call_id TEXT PRIMARY KEY,
-    answer BLOB NOT NULL,
-    answered_ms INTEGER NOT NULL
-) WITHOUT ROWID;
-"""
-
-MIGRATIONS: tuple[str, ...] = (_INITIAL, _CLUSTER)
-
-
-def migrate(connection: sqlite3.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> None:
-    """Bring the schema up to date, each script in its own transaction.
-
-    :raises StoreUnavailable: the file was written by a newer version of Tidelog.
-    """
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    if version > len(migrations):
-        raise StoreUnavailable(
-            f"its schema has version {version}, this program knows {len(migrations)}: it was used by a newer Tidelog"
-        )
-    for number in range(version, len(migrations)):
-        script = migrations[number]
-        connection.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number + 1};\nCOMMIT;")
+def upgrade() -> None:
+    run(sqlite=_SQLITE)

@@ -1,0 +1,111 @@
+-- A database as the last release with this schema left it: a commit's answer, a deleted topic whose rows are not all
+-- removed yet, a producer, a group.
+BEGIN TRANSACTION;
+CREATE TABLE agents (
+    agent_uid TEXT PRIMARY KEY,
+    node_id INTEGER NOT NULL,
+    agent_epoch INTEGER NOT NULL,
+    zone TEXT NOT NULL,
+    agent_group TEXT NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "agents" VALUES('agent-1',1,1,'zone-a','default');
+INSERT INTO "agents" VALUES('agent-2',2,2,'zone-a','default');
+CREATE TABLE answers (
+    agent_epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    answer BLOB NOT NULL, -- MessagePack SegmentCommitted
+    PRIMARY KEY (agent_epoch, sequence)
+) WITHOUT ROWID;
+INSERT INTO "answers" VALUES(1,2,X'92029291940500C2C091940000C2C0');
+INSERT INTO "answers" VALUES(2,1,X'92019191940100C2C0');
+CREATE TABLE consumer_groups (
+    group_id TEXT PRIMARY KEY,
+    record BLOB NOT NULL -- MessagePack GroupRecord
+) WITHOUT ROWID;
+INSERT INTO "consumer_groups" VALUES('group',X'87A867726F75705F6964A567726F7570AD67656E65726174696F6E5F696403AD70726F746F636F6C5F74797065A8636F6E73756D6572AD70726F746F636F6C5F6E616D65A572616E6765A96C65616465725F6964A36D2D31A76D656D626572739188A96D656D6265725F6964A36D2D31B167726F75705F696E7374616E63655F6964A87374617469632D31A9636C69656E745F6964A6636C69656E74AB636C69656E745F686F7374A92F31302E302E302E31B4726562616C616E63655F74696D656F75745F6D73CDEA60B273657373696F6E5F74696D656F75745F6D73CD2710A970726F746F636F6C739192A572616E6765C40200FFAA61737369676E6D656E74C40101B073746174655F6368616E6765645F6D73CD2328');
+CREATE TABLE counters (
+    name TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "counters" VALUES('agent_epoch',2);
+INSERT INTO "counters" VALUES('node_id',2);
+INSERT INTO "counters" VALUES('producer_id',1000);
+CREATE TABLE dropped_partitions (
+    partition_key INTEGER PRIMARY KEY
+);
+INSERT INTO "dropped_partitions" VALUES(3);
+CREATE TABLE extents (
+    partition_key INTEGER NOT NULL,
+    base_offset INTEGER NOT NULL,
+    last_offset INTEGER NOT NULL,
+    segment_id INTEGER NOT NULL,
+    byte_position INTEGER NOT NULL,
+    byte_length INTEGER NOT NULL,
+    max_timestamp_ms INTEGER NOT NULL,
+    running_timestamp_ms INTEGER NOT NULL,
+    commit_ms INTEGER NOT NULL,
+    PRIMARY KEY (partition_key, base_offset)
+) WITHOUT ROWID;
+INSERT INTO "extents" VALUES(1,0,4,1,0,200,1000,1000,1700000000000);
+INSERT INTO "extents" VALUES(1,5,8,2,0,100,7000,7000,1700000000000);
+INSERT INTO "extents" VALUES(2,0,0,2,100,100,1000,1000,1700000000000);
+INSERT INTO "extents" VALUES(2,1,5,3,0,100,1000,1000,1700000000000);
+INSERT INTO "extents" VALUES(3,0,0,1,200,100,1000,1000,1700000000000);
+CREATE TABLE group_offsets (
+    group_id TEXT NOT NULL,
+    partition_key INTEGER NOT NULL,
+    committed_offset INTEGER NOT NULL,
+    leader_epoch INTEGER NOT NULL,
+    metadata TEXT NOT NULL,
+    commit_ms INTEGER NOT NULL,
+    PRIMARY KEY (group_id, partition_key)
+) WITHOUT ROWID;
+INSERT INTO "group_offsets" VALUES('group',1,5,-1,'m',1700000000000);
+INSERT INTO "group_offsets" VALUES('group',3,1,-1,'',1700000000000);
+CREATE TABLE meta (
+    name TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "meta" VALUES('cluster_id','zWE-MNjxSt-Rt1hKImWx9Q');
+CREATE TABLE partitions (
+    partition_key INTEGER PRIMARY KEY AUTOINCREMENT,
+    topic_id BLOB NOT NULL,
+    partition INTEGER NOT NULL,
+    log_start_offset INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (topic_id, partition)
+);
+INSERT INTO "partitions" VALUES(1,X'1E2FEB89414C443C9027C4D1C386BBC4',0,0);
+INSERT INTO "partitions" VALUES(2,X'1E2FEB89414C443C9027C4D1C386BBC4',1,0);
+CREATE TABLE producers (
+    partition_key INTEGER NOT NULL,
+    producer_id INTEGER NOT NULL,
+    state BLOB NOT NULL, -- MessagePack ProducerRecord
+    updated_ms INTEGER NOT NULL,
+    PRIMARY KEY (partition_key, producer_id)
+) WITHOUT ROWID;
+INSERT INTO "producers" VALUES(1,0,X'9200929300020093030605',1700000000000);
+CREATE TABLE segments (
+    segment_id INTEGER PRIMARY KEY,
+    agent_epoch INTEGER NOT NULL,
+    sequence INTEGER NOT NULL,
+    segment_key TEXT NOT NULL,
+    byte_length INTEGER NOT NULL,
+    commit_ms INTEGER NOT NULL,
+    UNIQUE (agent_epoch, sequence)
+);
+INSERT INTO "segments" VALUES(1,1,1,'segments/1',300,1700000000000);
+INSERT INTO "segments" VALUES(2,1,2,'segments/2',200,1700000000000);
+INSERT INTO "segments" VALUES(3,2,1,'segments/other',100,1700000000000);
+CREATE TABLE topics (
+    topic_id BLOB PRIMARY KEY,
+    name TEXT NOT NULL,
+    partition_count INTEGER NOT NULL,
+    configs TEXT NOT NULL, -- JSON object
+    created_ms INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO "topics" VALUES(X'1E2FEB89414C443C9027C4D1C386BBC4','logs',2,'{"retention.ms": "1000"}',1700000000000);
+CREATE INDEX group_offsets_by_partition ON group_offsets (partition_key);
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('partitions',3);
+COMMIT;
+PRAGMA user_version = 1;
