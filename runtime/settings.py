@@ -201,7 +201,12 @@ class FetchSettings(Section):
     fetch_bytes_max: int = Field(
         55 * MIB, ge=MIB, description="Largest Fetch answer, whatever the client allows (fetch.max.bytes)."
     )
-    block_bytes: int = Field(4 * MIB, ge=64 * KIB, description="Objects are read in aligned blocks of this size.")
+    block_bytes: int = Field(4 * MIB, ge=64 * KIB, description="Old data is read in aligned blocks of this size.")
+    tail_block_bytes: int = Field(
+        16 * MIB,
+        ge=64 * KIB,
+        description="The tail is read in aligned blocks of this size: one GET for a whole segment, once in each zone.",
+    )
     reads_max: int = Field(16, ge=1, description="Reads of the object store at the same time.")
     cold_reads_max: int = Field(8, ge=1, description="Of these, reads of data that is not in the tail.")
     read_deadline_ms: int = Field(

@@ -44,9 +44,10 @@ _log = structlog.get_logger("tidelog.app")
 class _Events:
     """Passes what became durable on to the agent's parts, in commit order."""
 
-    def __init__(self, topics: TopicDirectory, fetcher: Fetcher) -> None:
+    def __init__(self, topics: TopicDirectory, fetcher: Fetcher, node_id: int) -> None:
         self._topics = topics
         self._fetcher = fetcher
+        self._node_id = node_id
 
     def topics_changed(self, change: TopicsChanged) -> None:
         self._topics.apply(change)
@@ -57,7 +58,7 @@ class _Events:
         self._fetcher.extents_committed(extents)
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
-        """One process is the only agent."""
+        self._fetcher.agents_changed(agents, self._node_id)
 
     def resynchronize(self) -> None:
         self._fetcher.resynchronize()
@@ -120,6 +121,7 @@ class AgentProcess:
         budget = Budget(settings.memory.budget_bytes)
         agent_metrics = AgentMetrics(parts.registry, budget)
         fetcher = Fetcher(store, metadata, settings, budget, clock, parts.supervisor, FetchMetrics(parts.registry))
+        parts.closes("peers", fetcher.close)
         writer = SegmentWriter(
             store,
             metadata,
@@ -164,11 +166,14 @@ class AgentProcess:
             host=advertised_host,
             port=advertised_port,
         )
-        subscription = await metadata.subscribe(_Events(topics, fetcher))
+        subscription = await metadata.subscribe(_Events(topics, fetcher, registered.node_id))
+        fetcher.agents_changed(subscription.agents, registered.node_id)
+        fetcher.follower.start(subscription)
         topics.reset(subscription.topics)
         writer.start(registered.agent_epoch)
 
         parts.health.add_readiness("ingest", writer.problem)
+        fetcher.peer_server.add_to(parts.http.app)
         bound_http_port = await parts.http.start(http_host, http_port)
         parts.closes("http", parts.http.stop)
 

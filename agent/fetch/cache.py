@@ -104,11 +104,19 @@ class FetchCache:
         its copy goes at once (the blocks it was made from stay for others), so that its memory is used again."""
         self.cold.drop(("run", extent.segment_key, extent.byte_position))
 
-    def block(self, segment_key: str, index: int) -> Entry[bytes] | None:
-        """The ``index``-th aligned block of an object; not pinned."""
-        key = ("block", segment_key, index)
+    def block(self, segment_key: str, size: int, index: int) -> Entry[bytes] | None:
+        """The ``index``-th aligned block of ``size`` bytes of an object; not pinned."""
+        key = ("block", segment_key, size, index)
         return cast("Entry[bytes] | None", self.hot.get(key) or self.cold.get(key))
 
-    def keep_block(self, segment_key: str, index: int, data: bytes, hot: bool, pins: int) -> Entry[bytes]:
+    def keep_block(self, segment_key: str, size: int, index: int, data: bytes, hot: bool, pins: int) -> Entry[bytes]:
         pool = self.hot if hot else self.cold
-        return pool.insert(("block", segment_key, index), data, len(data), pins)
+        return pool.insert(("block", segment_key, size, index), data, len(data), pins)
+
+    def keep_range(self, segment_key: str, start: int, data: bytes, hot: bool) -> Entry[bytes]:
+        """What a peer gave, pinned once. It is for the run that is made of it: found by nobody else, gone with it."""
+        pool = self.hot if hot else self.cold
+        key = ("range", segment_key, start, len(data))
+        entry = pool.insert(key, data, len(data), pins=1)
+        pool.drop(key)
+        return entry

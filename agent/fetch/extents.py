@@ -153,6 +153,14 @@ class ExtentIndex:
             state.tail, state.tail_marks = [], []
             self._forget_window((topic_id, partition))
 
+    def forget_partition(self, key: tuple[TopicId, int]) -> None:
+        """Announcements of the partition are missed from now on, or were until now."""
+        self.generation += 1
+        self._forget_window(key)
+        state = self._partitions.pop(key, None)
+        if state is not None:
+            state.tail, state.tail_marks = [], []
+
     def forget_topics(self, topic_ids: Iterable[TopicId]) -> None:
         gone = set(topic_ids)
         self.generation += 1

@@ -9,15 +9,20 @@ from agent.failure_log import FailureLog
 from agent.fetch.answer import Fetched, FetchLimits, PartitionFetch
 from agent.fetch.cache import FetchCache
 from agent.fetch.extents import ExtentIndex
+from agent.fetch.follow import Follower
 from agent.fetch.loading import Loader
 from agent.fetch.locate import Locator, PartitionRead
 from agent.fetch.metrics import FetchMetrics
 from agent.fetch.patch import Piece
+from agent.fetch.peer_server import PeerServer
+from agent.fetch.peers import PeerReader
 from agent.fetch.plan import AnswerLimit, Want, extents_to_load, serving_order
 from agent.fetch.pool import Entry
 from agent.fetch.reader import BlockReader, RunReader
+from agent.fetch.ring import Ring
 from agent.fetch.timestamps import TimestampSearch
 from agent.fetch.waits import Waits
+from metadata.agent_model import AgentInfo
 from metadata.client import MetadataClient
 from metadata.model import Extent, TopicId
 from runtime.budget import Budget
@@ -42,9 +47,14 @@ class Fetcher:
     ) -> None:
         self.cache = FetchCache(settings.memory, budget)
         self._index = ExtentIndex(self.cache.hot.capacity_bytes)
-        self._locator = Locator(metadata, self._index, metrics)
+        self.follower = Follower(clock, supervisor, self._index.forget_partition)
+        self._locator = Locator(metadata, self._index, self.follower, metrics)
         blocks = BlockReader(store, self.cache, settings.fetch, budget, supervisor, metrics)
-        self._runs = RunReader(blocks, self.cache, supervisor, metrics)
+        self._ring = Ring()
+        secret = None if settings.secret is None else settings.secret.get_secret_value()
+        self._peers = PeerReader(clock, supervisor, budget, metrics, secret)
+        self.peer_server = PeerServer(self.cache, blocks, budget, metrics, secret)
+        self._runs = RunReader(blocks, self.cache, self._ring, self._peers, supervisor, metrics)
         self.failures = FailureLog(clock)
         self._loader = Loader(self._runs, self._locator, budget, metrics, blocks.cold_reads_max, self.failures)
         self.timestamps = TimestampSearch(metadata, self._runs, budget)
@@ -56,12 +66,20 @@ class Fetcher:
         self._load_bytes_max = max(self.cache.cold.capacity_bytes // 2, settings.fetch.block_bytes)
         self._turn = 0
 
+    async def close(self) -> None:
+        """Drop the connections to peers."""
+        await self._peers.close()
+
     # --- events -----------------------------------------------------------------------------------------
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         """Metadata says: these are durable and visible, in commit order."""
         self._index.announce(extents)
         self._waits.committed(extents)
+
+    def agents_changed(self, agents: Sequence[AgentInfo], node_id: int) -> None:
+        """The roster changed; ``node_id`` is this agent's."""
+        self._ring.update(agents, node_id)
 
     def resynchronize(self) -> None:
         """Events may have been missed: forget what was derived from them, and let everybody who waits look again."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from agent.fetch.answer import PartitionFetch, PartitionFetched
 from agent.fetch.extents import ExtentIndex
+from agent.fetch.follow import Follower
 from agent.fetch.metrics import FetchMetrics
 from agent.fetch.patch import Run
 from agent.fetch.pool import Entry
@@ -61,18 +62,32 @@ class Located:
 class Locator:
     """Finds extents for whole requests, with at most one metadata call."""
 
-    def __init__(self, metadata: MetadataClient, index: ExtentIndex, metrics: FetchMetrics) -> None:
+    def __init__(self, metadata: MetadataClient, index: ExtentIndex, follower: Follower, metrics: FetchMetrics) -> None:
         self._metadata = metadata
         self._index = index
+        self._follower = follower
         self._metrics = metrics
 
     async def locate(self, fetches: Sequence[PartitionFetch], byte_max: int) -> Located:
         """Nothing was awaited after the last look: who starts to wait on the result at once misses no commit."""
-        located, unknown = self._look(fetches, {}, byte_max)
+        found: dict[int, ExtentsFound | MetadataUnavailable] = {}
+        missing = self._follower.missing([(fetch.topic_id, fetch.partition) for fetch in fetches])
+        if missing:
+            try:
+                await self._follower.follow(missing)
+            except MetadataUnavailable as error:
+                unheard = set(missing)
+                found = {
+                    position: error
+                    for position, fetch in enumerate(fetches)
+                    if (fetch.topic_id, fetch.partition) in unheard
+                }
+        located, unknown = self._look(fetches, found, byte_max)
         if not unknown:
             return located
-        found = await self.ask([fetches[position] for position in unknown], byte_max)
-        return self._look(fetches, dict(zip(unknown, found, strict=True)), byte_max)[0]
+        answers = await self.ask([fetches[position] for position in unknown], byte_max)
+        found.update(zip(unknown, answers, strict=True))
+        return self._look(fetches, found, byte_max)[0]
 
     async def ask(
         self, fetches: Sequence[PartitionFetch], byte_max: int

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-LAYERS = ("run", "writer", "block")
+LAYERS = ("run", "writer", "block", "peer")
 
 
 class FetchMetrics(Collector):
@@ -29,6 +29,11 @@ class FetchMetrics(Collector):
         self.metadata_queries = 0
         self.missing_objects = 0
         self.corrupt_extents = 0
+        self.peer_hits = 0
+        self.peer_requests = 0
+        self.peer_failures = 0
+        self.peer_bytes_in = 0
+        self.peer_bytes_out = 0
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -36,10 +41,11 @@ class FetchMetrics(Collector):
         yield _counter("tidelog_fetch_sent_records", "Records handed to consumers.", self.records_out)
         hits = CounterMetricFamily(
             "tidelog_fetch_cache_hits",
-            "Extents or blocks found in memory, by layer: patched run, the writer's own segment, block.",
+            "Extents or blocks found in memory, by layer: patched run, the writer's own segment, block, another agent.",
             labels=["layer"],
         )
-        for layer, value in zip(LAYERS, (self.run_hits, self.writer_hits, self.block_hits), strict=True):
+        counts = (self.run_hits, self.writer_hits, self.block_hits, self.peer_hits)
+        for layer, value in zip(LAYERS, counts, strict=True):
             hits.add_metric([layer], value)
         yield hits
         yield _counter("tidelog_fetch_cache_misses", "Extents whose bytes had to be read in blocks.", self.run_misses)
@@ -62,6 +68,18 @@ class FetchMetrics(Collector):
         yield _counter(
             "tidelog_fetch_corrupt_extents", "Extents whose bytes contradict the metadata.", self.corrupt_extents
         )
+        yield _counter("tidelog_fetch_peer_requests", "Requests for bytes to other agents.", self.peer_requests)
+        yield _counter(
+            "tidelog_fetch_peer_failures",
+            "Of these, not answered (in time); the object store was read.",
+            self.peer_failures,
+        )
+        peer_bytes = CounterMetricFamily(
+            "tidelog_fetch_peer_bytes", "Bytes between agents of one zone and group.", labels=["direction"]
+        )
+        peer_bytes.add_metric(["in"], self.peer_bytes_in)
+        peer_bytes.add_metric(["out"], self.peer_bytes_out)
+        yield peer_bytes
         yield GaugeMetricFamily(
             "tidelog_fetch_waiting_requests", "Fetch requests waiting for new records.", self.waiting
         )

@@ -1,6 +1,9 @@
-"""Extents from the object store: aligned blocks, each read once for everybody, then patched into runs.
+"""Extents' bytes, and the runs patched from them: from this agent's memory, the writer's, the block's owner, the store.
 
+Objects are read in aligned blocks, each once for everybody: once in this agent, and where agents share a zone and
+group, once in all of them (:mod:`agent.fetch.ring`). Old data comes in small blocks, the tail in whole segments.
 Concurrency is bounded (``reads_max``, of which ``cold_reads_max`` for data outside the tail); a read has a deadline.
+Whatever a peer does not give, or not in time, is read from the object store.
 """
 
 from __future__ import annotations
@@ -13,7 +16,11 @@ from agent.fetch.cache import FetchCache
 from agent.fetch.flights import Flight, SingleFlight
 from agent.fetch.metrics import FetchMetrics
 from agent.fetch.patch import Run, RunBuilder
+from agent.fetch.peer_wire import PeerRange
+from agent.fetch.peers import PeerReader
 from agent.fetch.pool import PURPOSE, Entry
+from agent.fetch.ring import Ring
+from metadata.agent_model import AgentInfo
 from metadata.model import Extent
 from runtime.budget import Budget
 from runtime.settings import FetchSettings
@@ -25,7 +32,7 @@ PATCH_AT_ONCE = 4_096
 
 
 class BlockReader:
-    """Reads blocks of ``settings.block_bytes``. Everything it returns is pinned once for the caller."""
+    """Reads blocks of the object store. Everything it returns is pinned once for the caller."""
 
     def __init__(
         self,
@@ -36,7 +43,8 @@ class BlockReader:
         supervisor: Supervisor,
         metrics: FetchMetrics,
     ) -> None:
-        self.block_bytes = settings.block_bytes
+        self._block_bytes = settings.block_bytes
+        self._tail_block_bytes = settings.tail_block_bytes
         self._store = store
         self._cache = cache
         self._budget = budget
@@ -44,20 +52,41 @@ class BlockReader:
         self._deadline_ms = settings.read_deadline_ms
         self._flights: SingleFlight[bytes] = SingleFlight("read", supervisor)
         self._reads = asyncio.Semaphore(settings.reads_max)
-        # Blocks being read are memory too: no more of them than the cold pool can hold.
-        cold_reads_max = min(settings.cold_reads_max, settings.reads_max, cache.cold.capacity_bytes // self.block_bytes)
+        # Blocks being read are memory too: no more of them than the pools can hold.
+        cold_reads_max = min(
+            settings.cold_reads_max, settings.reads_max, cache.cold.capacity_bytes // self._block_bytes
+        )
         self.cold_reads_max = max(1, cold_reads_max)
         self._cold_reads = asyncio.Semaphore(self.cold_reads_max)
+        self._hot_reads = asyncio.Semaphore(
+            max(1, min(settings.reads_max, cache.hot.capacity_bytes // self._tail_block_bytes))
+        )
         self._ahead = 0
 
+    def size(self, hot: bool) -> int:
+        """Bytes of a block of the tail, or of old data."""
+        return self._tail_block_bytes if hot else self._block_bytes
+
+    def tail_index(self, position: int) -> int:
+        """The number of the tail block the byte lies in: what one agent of the ring owns."""
+        return position // self._tail_block_bytes
+
+    def in_tail_block(self, segment_key: str, position: int) -> bool:
+        """Whether the byte lies in a block that was read for the tail and is still here."""
+        return self._cache.block(segment_key, self._tail_block_bytes, self.tail_index(position)) is not None
+
     async def read(self, segment_key: str, index: int, hot: bool) -> Entry[bytes]:
-        """:raises storage.store.StorageError: StorageUnavailable also when the deadline has passed."""
-        entry = self._cache.block(segment_key, index)
+        """The ``index``-th block of :meth:`size` bytes; the object's last one is shorter.
+
+        :raises storage.store.StorageError: StorageUnavailable also when the deadline has passed.
+        """
+        key = (segment_key, self.size(hot), index)
+        entry = self._cache.block(*key)
         if entry is not None:
             self._metrics.block_hits += 1
             entry.pin()
             return entry
-        flight = self._flights.running((segment_key, index))
+        flight = self._flights.running(key)
         if flight is None:
             flight = self._launch(segment_key, index, hot)
         else:
@@ -66,7 +95,8 @@ class BlockReader:
 
     def read_ahead(self, segment_key: str, index: int) -> bool:
         """Start reading a block that a catching-up consumer will want next; False when enough is under way."""
-        if self._cache.block(segment_key, index) is not None or self._flights.is_running((segment_key, index)):
+        key = (segment_key, self._block_bytes, index)
+        if self._cache.block(*key) is not None or self._flights.is_running(key):
             return True
         if self._ahead >= self.cold_reads_max:
             return False
@@ -79,25 +109,21 @@ class BlockReader:
         self._ahead -= 1
 
     def _launch(self, segment_key: str, index: int, hot: bool) -> Flight[bytes]:
+        size = self.size(hot)
+
         async def work(flight: Flight[bytes]) -> Entry[bytes]:
-            data = await self._get(segment_key, index, hot)
-            return self._cache.keep_block(segment_key, index, data, hot, flight.waiters)
+            async with self._hot_reads if hot else self._cold_reads, self._reads:
+                data = await self._get(segment_key, size, index)
+            return self._cache.keep_block(segment_key, size, index, data, hot, flight.waiters)
 
-        return self._flights.launch((segment_key, index), work)
+        return self._flights.launch((segment_key, size, index), work)
 
-    async def _get(self, segment_key: str, index: int, hot: bool) -> bytes:
-        if hot:
-            async with self._reads:
-                return await self._get_now(segment_key, index)
-        async with self._cold_reads, self._reads:
-            return await self._get_now(segment_key, index)
-
-    async def _get_now(self, segment_key: str, index: int) -> bytes:
+    async def _get(self, segment_key: str, size: int, index: int) -> bytes:
         self._metrics.block_reads += 1
-        self._budget.take(PURPOSE, self.block_bytes)
+        self._budget.take(PURPOSE, size)
         try:
             async with asyncio.timeout(self._deadline_ms / 1000):
-                return await self._store.get(segment_key, index * self.block_bytes, self.block_bytes)
+                return await self._store.get(segment_key, index * size, size)
         except TimeoutError:
             self._metrics.block_reads_failed += 1
             raise StorageUnavailable(f"get {segment_key}: no answer in {self._deadline_ms} ms") from None
@@ -105,17 +131,29 @@ class BlockReader:
             self._metrics.block_reads_failed += 1
             raise
         finally:
-            self._budget.give(PURPOSE, self.block_bytes)
+            self._budget.give(PURPOSE, size)
 
 
 class RunReader:
-    """Patched runs of extents: from the cache, the writer's memory, or blocks. Each is patched once for everybody."""
+    """Patched runs of extents, each patched once for everybody; their bytes come from where the module's text says."""
 
-    def __init__(self, blocks: BlockReader, cache: FetchCache, supervisor: Supervisor, metrics: FetchMetrics) -> None:
+    def __init__(
+        self,
+        blocks: BlockReader,
+        cache: FetchCache,
+        ring: Ring,
+        peers: PeerReader,
+        supervisor: Supervisor,
+        metrics: FetchMetrics,
+    ) -> None:
         self._blocks = blocks
         self._cache = cache
+        self._ring = ring
+        self._peers = peers
         self._metrics = metrics
         self._flights: SingleFlight[Run] = SingleFlight("patch", supervisor)
+        self._ahead = 0
+        """Extents that peers were asked for ahead of a consumer."""
 
     def in_memory(self, extent: Extent) -> bool:
         """Whether reading it needs no object store and (almost) no new memory."""
@@ -166,57 +204,80 @@ class RunReader:
         flight = self._flights.running(_key(extent))
         if flight is None:
             self._metrics.run_misses += 1
-            flight = self._flights.launch(_key(extent), self._from_blocks(extent, hot))
+            flight = self._flights.launch(_key(extent), self._gather(extent, hot))
         return await self._flights.wait(flight)
 
     def read_ahead(self, extent: Extent) -> bool:
-        """Start reading the extent's blocks; False when enough is under way."""
-        return self.in_memory(extent) or all(
-            self._blocks.read_ahead(extent.segment_key, index) for index in self._block_range(extent)
-        )
+        """Start reading what a catching-up consumer will want next; False when enough is under way."""
+        if self.in_memory(extent) or self._flights.is_running(_key(extent)):
+            return True
+        if self._ring.owner(extent.segment_key, self._blocks.tail_index(extent.byte_position)) is None:
+            size = self._blocks.size(hot=False)
+            return all(self._blocks.read_ahead(extent.segment_key, index) for index in _blocks_of(extent, size))
+        if self._ahead >= self._blocks.cold_reads_max:
+            return False
+        self._ahead += 1
+        self._flights.launch(_key(extent), self._gather(extent, hot=False)).landed.add_done_callback(self._ahead_landed)
+        return True
 
-    def _block_range(self, extent: Extent) -> range:
-        size = self._blocks.block_bytes
-        return range(extent.byte_position // size, (extent.byte_position + extent.byte_length - 1) // size + 1)
+    def _ahead_landed(self, _: asyncio.Future[None]) -> None:
+        self._ahead -= 1
 
-    def _from_blocks(self, extent: Extent, hot: bool) -> Callable[[Flight[Run]], Coroutine[Any, Any, Entry[Run]]]:
+    def _gather(self, extent: Extent, hot: bool) -> Callable[[Flight[Run]], Coroutine[Any, Any, Entry[Run]]]:
         async def work(flight: Flight[Run]) -> Entry[Run]:
-            indexes = self._block_range(extent)
-            blocks: dict[int, Entry[bytes]] = {}
-
-            async def read(index: int) -> None:
-                blocks[index] = await self._blocks.read(extent.segment_key, index, hot)
-
+            sources: list[Entry[bytes]] = []
             try:
-                outcomes = await asyncio.gather(*map(read, indexes), return_exceptions=True)
-                for outcome in outcomes:
-                    if outcome is not None:
-                        raise outcome
-                sources = [blocks[index] for index in indexes]
-                builder = RunBuilder(extent, self._cut(extent, [source.value for source in sources]))
+                views = await self._views(extent, hot, sources)
+                builder = RunBuilder(extent, views)
                 await _advance_slowly(builder)
                 kept = [cast("Entry[object]", source) for source in sources]
                 return self._cache.keep_run(extent, builder.finish(), hot, flight.waiters, kept)
             finally:
-                for block in blocks.values():
-                    block.unpin()
+                for source in sources:
+                    source.unpin()
 
         return work
 
-    def _cut(self, extent: Extent, blocks: list[bytes]) -> list[memoryview]:
-        """The extent's part of the blocks it lies in; too few bytes when the object ends early."""
-        size = self._blocks.block_bytes
-        begin = extent.byte_position % size
-        left = extent.byte_length
+    async def _views(self, extent: Extent, hot: bool, sources: list[Entry[bytes]]) -> list[memoryview]:
+        """The extent's bytes; too few when the object ends early. What they lie in is pinned, in ``sources``."""
+        key, position, length = extent.segment_key, extent.byte_position, extent.byte_length
+        if hot and (writer := self._ring.writer(key)) is not None:
+            view = await self._ask(writer, PeerRange(key, position, length, hot, memory_only=True), sources)
+            if view is not None:
+                return [view]
+        from_tail = hot or self._blocks.in_tail_block(key, position)
+        size = self._blocks.size(from_tail)
+
+        async def part(index: int) -> memoryview:
+            begin, end = max(position, index * size), min(position + length, (index + 1) * size)
+            owner = self._ring.owner(key, self._blocks.tail_index(begin))
+            if owner is not None:
+                view = await self._ask(owner, PeerRange(key, begin, end - begin, hot, memory_only=False), sources)
+                if view is not None:
+                    return view
+            entry = await self._blocks.read(key, index, from_tail)
+            sources.append(entry)
+            return memoryview(entry.value)[begin - index * size : end - index * size]
+
+        outcomes = await asyncio.gather(*map(part, _blocks_of(extent, size)), return_exceptions=True)
         views: list[memoryview] = []
-        for block in blocks:
-            view = memoryview(block)[begin : begin + left]
-            views.append(view)
-            left -= len(view)
-            begin = 0
-            if len(block) < size:
-                break
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            views.append(outcome)
         return views
+
+    async def _ask(self, peer: AgentInfo, wanted: PeerRange, sources: list[Entry[bytes]]) -> memoryview | None:
+        data = await self._peers.read(peer, wanted)
+        if data is None:
+            return None
+        self._metrics.peer_hits += 1
+        sources.append(self._cache.keep_range(wanted.segment_key, wanted.start, data, wanted.hot))
+        return memoryview(data)
+
+
+def _blocks_of(extent: Extent, size: int) -> range:
+    return range(extent.byte_position // size, (extent.byte_position + extent.byte_length - 1) // size + 1)
 
 
 def _key(extent: Extent) -> tuple[str, int]:

@@ -150,10 +150,11 @@ async def test_a_commit_wakes_who_waits_for_it_at_once(world: World) -> None:
     await world.write([(2, [numbered(0, 1)])])
     await asyncio.sleep(0)
     assert not waiting.done()
-    begin = time.perf_counter()
     await world.write([(1, [numbered(0, 3)])])
+    for _ in range(5):  # turns of the loop: no timer has a part in it
+        await asyncio.sleep(0)
+    assert waiting.done()
     fetched = await waiting
-    assert time.perf_counter() - begin < 0.005
     assert numbers(fetched.partitions[1].chunks) == [0, 1, 2]
     assert world.metrics.waiting == 0
     fetched.release()
@@ -352,7 +353,7 @@ async def test_a_corrupt_extent_is_a_problem_of_its_partition(world: World, tail
         fetched = await world.fetch([(0, 0), (1, 0)])
         problem = fetched.partitions[0].problem
         assert isinstance(problem, CorruptSegment)
-        assert f"segments/000001 at byte {len(numbered(0, 3))}: magic 1" in str(problem)
+        assert f"-000000000001-00-00000000 at byte {len(numbered(0, 3))}: magic 1" in str(problem)
         assert numbers(fetched.partitions[1].chunks) == [0, 1, 2]
         fetched.release()
 
@@ -404,6 +405,7 @@ async def test_reads_are_bounded() -> None:
     world.store.before_get = count
     for partition in range(12):
         world.create(partition)
+    (await world.fetch([(partition, 0) for partition in range(12)])).release()  # followed from now on
     for announce, bound in ((True, 4), (False, 2)):
         for partition in range(12):
             log = world.metadata.logs[TOPIC, partition]

@@ -64,7 +64,7 @@ class Parts:
     async def start(self) -> None:
         await self.metadata.start()
         registered = await self.metadata.register_agent(AgentRegistration("a", "z", "g", "h", 1, "0"))
-        await self.metadata.subscribe(self)
+        self.fetcher.follower.start(await self.metadata.subscribe(self))
         self.writer.start(registered.agent_epoch)
 
     def topics_changed(self, change: TopicsChanged) -> None:

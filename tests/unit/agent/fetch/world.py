@@ -14,6 +14,7 @@ from agent.fetch.answer import Fetched, FetchLimits, PartitionFetch
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
 from ingest.compression import iterate_records
+from ingest.segment import SegmentName
 from metadata.model import Extent, ExtentsFound, ExtentsQuery, MetadataUnavailable, PartitionOffsets, Refusal, Refused
 from runtime.budget import Budget
 from runtime.clock import SystemClock
@@ -122,6 +123,28 @@ class ListMetadata:
         return answers
 
 
+class FollowsAll:
+    """A subscription that announces every partition, as the in-process one does."""
+
+    topics = ()
+    agents = ()
+
+    def __init__(self) -> None:
+        self.followed: list[tuple[bytes, int]] = []
+        self.unfollowed: list[tuple[bytes, int]] = []
+        self.unavailable = False
+
+    async def follow(self, partitions: Sequence[tuple[bytes, int]]) -> None:
+        if self.unavailable:
+            raise MetadataUnavailable("down")
+        self.followed += partitions
+
+    def unfollow(self, partitions: Sequence[tuple[bytes, int]]) -> None:
+        self.unfollowed += partitions
+
+    def close(self) -> None: ...
+
+
 class CountingStore(MemoryStore):
     """A memory store that counts GETs, and can be told to hold or fail them."""
 
@@ -148,7 +171,8 @@ class World:
 
     def __init__(self, budget_bytes: int = 64 * MIB, block_bytes: int = 64 * 1024, **fetch: int) -> None:
         self.settings = Settings(
-            memory=MemorySettings(budget_bytes=budget_bytes), fetch=FetchSettings(block_bytes=block_bytes, **fetch)
+            memory=MemorySettings(budget_bytes=budget_bytes),
+            fetch=FetchSettings(block_bytes=block_bytes, **{"tail_block_bytes": block_bytes, **fetch}),
         )
         self.store = CountingStore()
         self.metadata = ListMetadata()
@@ -156,11 +180,12 @@ class World:
         self.failures: list[BaseException] = []
         self.supervisor = Supervisor(lambda _, error: self.failures.append(error))
         self.metrics = FetchMetrics(CollectorRegistry())
+        self.subscription = FollowsAll()
         self.fetcher = self.new_fetcher()
         self._sequence = 0
 
     def new_fetcher(self) -> Fetcher:
-        return Fetcher(
+        fetcher = Fetcher(
             self.store,
             self.metadata,  # type: ignore[arg-type]
             self.settings,
@@ -169,6 +194,8 @@ class World:
             self.supervisor,
             FetchMetrics(CollectorRegistry()) if hasattr(self, "fetcher") else self.metrics,
         )
+        fetcher.follower.start(self.subscription)
+        return fetcher
 
     def create(self, partition: int = 0, topic_id: bytes = TOPIC) -> None:
         self.metadata.logs[topic_id, partition] = PartitionLog()
@@ -181,10 +208,11 @@ class World:
         tail: bool = True,
         announce: bool = True,
         max_timestamp_ms: int = 1_000,
+        agent_epoch: int = 1,
     ) -> list[Extent]:
         """One segment with an extent per (partition, batches); the writer shares its memory when ``tail``."""
         self._sequence += 1
-        key = f"segments/{self._sequence:06d}"
+        key = SegmentName(agent_epoch, self._sequence, 0, 0).key
         chunks: list[tuple[int, Chunk]] = []
         extents: list[Extent] = []
         position = 0

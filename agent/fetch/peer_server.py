@@ -1,0 +1,99 @@
+"""Answering other agents of the ring: from memory, or by the one read of the object store that all of them share.
+
+A peer's request is never passed on to another peer, so two agents whose rosters differ cannot send it round in circles.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from agent.fetch.cache import FetchCache
+from agent.fetch.metrics import FetchMetrics
+from agent.fetch.peer_wire import MISSING, PATH, PeerRange, decode_read, encode_lengths
+from agent.fetch.pool import Entry
+from agent.fetch.reader import BlockReader
+from metadata.rpc.wire import is_authorized
+from runtime.budget import Budget
+from storage.store import StorageError
+
+REQUESTS_MAX = 64
+"""Answered at a time; one more is told that this agent is busy, and its sender reads the object store."""
+PURPOSE = "response"
+
+
+class PeerServer:
+    """The ``/peer/read`` route of one agent."""
+
+    def __init__(
+        self, cache: FetchCache, blocks: BlockReader, budget: Budget, metrics: FetchMetrics, secret: str | None = None
+    ) -> None:
+        """``secret``: askers must know it."""
+        self._secret = secret
+        self._cache = cache
+        self._blocks = blocks
+        self._budget = budget
+        self._metrics = metrics
+        self._under_way = 0
+
+    def add_to(self, app: web.Application) -> None:
+        app.router.add_post(PATH, self._read)
+
+    async def _read(self, request: web.Request) -> web.StreamResponse:
+        if self._secret is not None and not is_authorized(request.headers.get("Authorization", ""), self._secret):
+            return web.Response(status=401, text="agents of a cluster share a `secret`; this request does not have it")
+        try:
+            ranges = decode_read(await request.read())
+        except ValueError as error:
+            return web.Response(status=400, text=str(error))
+        if self._under_way >= REQUESTS_MAX:
+            return web.Response(status=503, text=f"{REQUESTS_MAX} peer reads are under way already")
+        self._under_way += 1
+        pins: list[Entry[bytes]] = []
+        held_bytes = 0
+        try:
+            found = await asyncio.gather(*(self._find(each, pins) for each in ranges))
+            lengths = [
+                MISSING if views is None or sum(map(len, views)) != each.length else each.length
+                for each, views in zip(ranges, found, strict=True)
+            ]
+            held_bytes = sum(length for length in lengths if length != MISSING)
+            self._budget.take(PURPOSE, held_bytes)
+            self._metrics.peer_bytes_out += held_bytes
+            response = web.StreamResponse()
+            response.content_length = 4 * len(ranges) + held_bytes
+            await response.prepare(request)
+            await response.write(encode_lengths(lengths))
+            for views, length in zip(found, lengths, strict=True):
+                for view in views or () if length != MISSING else ():
+                    await response.write(view)
+            await response.write_eof()
+            return response
+        finally:
+            self._under_way -= 1
+            self._budget.give(PURPOSE, held_bytes)
+            for entry in pins:
+                entry.unpin()
+
+    async def _find(self, wanted: PeerRange, pins: list[Entry[bytes]]) -> list[memoryview] | None:
+        """Views of the range; None when it is not to be had. What they lie in is pinned, and added to ``pins``."""
+        segment = self._cache.segment(wanted.segment_key)
+        if segment is not None:
+            views = segment.value.read(wanted.start, wanted.length)
+            if views is not None:
+                self._metrics.writer_hits += 1
+                return views  # views keep the bytes alive; the segment's own count ends when it is evicted
+        if wanted.memory_only:
+            return None
+        size = self._blocks.size(wanted.hot)
+        begin, end = wanted.start, wanted.start + wanted.length
+        views = []
+        for index in range(begin // size, (end - 1) // size + 1):
+            try:
+                entry = await self._blocks.read(wanted.segment_key, index, wanted.hot)
+            except StorageError:
+                return None  # the asker meets the same error, and knows what to do about it
+            pins.append(entry)
+            views.append(memoryview(entry.value)[max(begin - index * size, 0) : end - index * size])
+        return views
