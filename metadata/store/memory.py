@@ -37,7 +37,8 @@ from metadata.store.port import (
 class _Partition:
     """Extents in offset order, and the running maximum of their timestamps (it can be searched by halving)."""
 
-    def __init__(self) -> None:
+    def __init__(self, producer_id_floor: int) -> None:
+        self.producer_id_floor = producer_id_floor
         self.extents: list[Extent] = []
         self.timestamps_max: list[int] = []
         self.high_watermark = 0
@@ -125,7 +126,7 @@ class MemoryMetadataStore:
             self._cluster_id,
             tuple(self._topics.values()),
             tuple(
-                PartitionRow(topic_id, partition, 0, kept.high_watermark, kept.max_timestamp_ms)
+                PartitionRow(topic_id, partition, 0, kept.high_watermark, kept.max_timestamp_ms, kept.producer_id_floor)
                 for (topic_id, partition), kept in self._partitions.items()
             ),
             tuple(self._producers.values()),
@@ -173,12 +174,15 @@ class MemoryMetadataStore:
             case ProducerSaved():
                 self._producers[change.topic_id, change.partition, change.producer_id] = change
             case ProducersExpired(producers=producers):
-                for key in producers:
-                    self._producers.pop(key, None)
+                for topic_id, partition, producer_id in producers:
+                    self._producers.pop((topic_id, partition, producer_id), None)
+                    expired_at = self._partitions.get((topic_id, partition))
+                    if expired_at is not None:
+                        expired_at.producer_id_floor = max(expired_at.producer_id_floor, producer_id + 1)
             case TopicSaved(topic=topic):
                 self._topics[topic.topic_id] = topic
                 for partition in range(topic.partition_count):
-                    self._partitions.setdefault((topic.topic_id, partition), _Partition())
+                    self._partitions.setdefault((topic.topic_id, partition), _Partition(change.producer_id_floor))
             case TopicDropped(topic_id=topic_id):
                 self._drop_topic(topic_id)
             case AgentSaved():

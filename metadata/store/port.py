@@ -17,6 +17,8 @@ from metadata.model import Extent, Topic, TopicId
 
 class TopicSaved(msgspec.Struct, frozen=True, tag=True):
     topic: Topic
+    producer_id_floor: int = 0
+    """What the partitions of a *new* topic begin with; those that exist keep theirs."""
 
 
 class TopicDropped(msgspec.Struct, frozen=True, tag=True):
@@ -67,6 +69,8 @@ class ProducerSaved(msgspec.Struct, frozen=True, tag=True):
 
 
 class ProducersExpired(msgspec.Struct, frozen=True, tag=True):
+    """States to forget; each partition's ``producer_id_floor`` rises above the ids forgotten there, and never falls."""
+
     producers: tuple[tuple[TopicId, int, int], ...]
     """(topic id, partition, producer id)"""
 
@@ -164,6 +168,8 @@ class PartitionRow(msgspec.Struct, frozen=True):
     log_start_offset: int
     high_watermark: int
     max_timestamp_ms: int
+    producer_id_floor: int = 0
+    """Producers with ids below it may have been forgotten here: by expiry, or with a deleted topic of this name."""
 
 
 class StoreSnapshot(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ EXTENTS_READ = (16, 64, 256, 1_024, EXTENTS_FOUND_MAX - 1_360)
 
 PARTITIONS = """
     SELECT topic_id, partition, partitions.partition_key, log_start_offset,
-        coalesce(last_offset + 1, log_start_offset), coalesce(running_timestamp_ms, -1)
+        coalesce(last_offset + 1, log_start_offset), coalesce(running_timestamp_ms, -1), producer_id_floor
     FROM partitions LEFT JOIN extents ON extents.partition_key = partitions.partition_key AND base_offset = (
         SELECT max(base_offset) FROM extents AS newest WHERE newest.partition_key = partitions.partition_key
     )
@@ -92,10 +92,7 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
                 "SELECT topic_id, name, partition_count, configs, created_ms FROM topics ORDER BY created_ms, name"
             )
         ),
-        partitions=tuple(
-            PartitionRow(topic_id, partition, log_start_offset, high_watermark, max_timestamp_ms)
-            for topic_id, partition, _, log_start_offset, high_watermark, max_timestamp_ms in query(PARTITIONS)
-        ),
+        partitions=tuple(PartitionRow(topic_id, partition, *row) for topic_id, partition, _, *row in query(PARTITIONS)),
         producers=tuple(
             ProducerSaved(*row)
             for row in query(

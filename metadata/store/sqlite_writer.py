@@ -76,7 +76,7 @@ class SqliteWriter:
         self._connection = connection
         self._partitions = {
             (topic_id, partition): _Partition(key, high_watermark, max_timestamp_ms)
-            for topic_id, partition, key, _, high_watermark, max_timestamp_ms in connection.execute(PARTITIONS)
+            for topic_id, partition, key, _, high_watermark, max_timestamp_ms, _ in connection.execute(PARTITIONS)
         }
         self._segments: dict[str, int] = {}
         self._extents = _Bulk("INSERT INTO extents", 9)
@@ -114,7 +114,7 @@ class SqliteWriter:
         execute = self._connection.execute
         match change:
             case TopicSaved(topic=topic):
-                self._save_topic(topic)
+                self._save_topic(topic, change.producer_id_floor)
             case AnswersSettled():
                 execute(
                     "DELETE FROM answers WHERE agent_epoch = ? AND sequence <= ?",
@@ -206,7 +206,7 @@ class SqliteWriter:
         for bulk in (self._extents, self._producers, self._offsets):
             bulk.flush(self._connection)
 
-    def _save_topic(self, topic: Topic) -> None:
+    def _save_topic(self, topic: Topic, producer_id_floor: int) -> None:
         self._connection.execute(
             "INSERT OR REPLACE INTO topics VALUES (?, ?, ?, ?, ?)",
             (topic.topic_id, topic.name, topic.partition_count, json.dumps(topic.configs), topic.created_ms),
@@ -214,7 +214,8 @@ class SqliteWriter:
         for partition in range(topic.partition_count):
             if (topic.topic_id, partition) not in self._partitions:
                 cursor = self._connection.execute(
-                    "INSERT INTO partitions (topic_id, partition) VALUES (?, ?)", (topic.topic_id, partition)
+                    "INSERT INTO partitions (topic_id, partition, producer_id_floor) VALUES (?, ?, ?)",
+                    (topic.topic_id, partition, producer_id_floor),
                 )
                 assert cursor.lastrowid is not None
                 self._partitions[topic.topic_id, partition] = _Partition(cursor.lastrowid, 0, -1)
@@ -230,13 +231,18 @@ class SqliteWriter:
         self._connection.execute("DELETE FROM topics WHERE topic_id = ?", (topic_id,))
 
     def _expire_producers(self, change: ProducersExpired) -> None:
+        expired = [
+            (self._partitions[topic_id, partition].key, producer_id)
+            for topic_id, partition, producer_id in change.producers
+            if (topic_id, partition) in self._partitions
+        ]
+        self._connection.executemany("DELETE FROM producers WHERE partition_key = ? AND producer_id = ?", expired)
+        floors: dict[int, int] = {}
+        for key, producer_id in expired:
+            floors[key] = max(producer_id + 1, floors.get(key, 0))
         self._connection.executemany(
-            "DELETE FROM producers WHERE partition_key = ? AND producer_id = ?",
-            [
-                (self._partitions[topic_id, partition].key, producer_id)
-                for topic_id, partition, producer_id in change.producers
-                if (topic_id, partition) in self._partitions
-            ],
+            "UPDATE partitions SET producer_id_floor = max(producer_id_floor, ?) WHERE partition_key = ?",
+            [(floor, key) for key, floor in floors.items()],
         )
 
     def _save_offsets(self, change: OffsetsSaved) -> None:

@@ -273,7 +273,17 @@ async def test_expired_producers_are_gone(kept: Kept) -> None:
     await kept.store.write(
         [ProducersExpired((*[(topic_id(1), 0, number) for number in (0, 1, 99)], (topic_id(8), 0, 0)))]
     )
-    assert {producer.producer_id for producer in (await kept.reopened()).producers} == {2, 3, 4}
+    snapshot = await kept.reopened()
+    assert {producer.producer_id for producer in snapshot.producers} == {2, 3, 4}
+    assert [row.producer_id_floor for row in snapshot.partitions] == [100, 0]
+
+
+async def test_the_floor_of_producer_ids_only_rises(kept: Kept) -> None:
+    await kept.store.write([TopicSaved(topic(1), 7), TopicSaved(topic(2))])
+    await kept.store.write([ProducersExpired(((topic_id(1), 0, 3), (topic_id(1), 1, 9), (topic_id(1), 1, 8)))])
+    await kept.store.write([TopicSaved(topic(1), 50), ProducersExpired(((topic_id(2), 0, 2**50),))])
+    rows = (await kept.reopened()).partitions
+    assert [row.producer_id_floor for row in rows] == [7, 10, 2**50 + 1, 0]
 
 
 async def test_dropping_groups_and_offsets(kept: Kept) -> None:

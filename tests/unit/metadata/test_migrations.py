@@ -75,14 +75,14 @@ async def test_a_released_database_is_brought_up_to_date_with_all_that_is_in_it(
     assert snapshot == StoreSnapshot(
         "zWE-MNjxSt-Rt1hKImWx9Q",
         (Topic(LOGS, "logs", 2, {"retention.ms": "1000"}, COMMIT_MS),),
-        (PartitionRow(LOGS, 0, 0, 9, 7_000), PartitionRow(LOGS, 1, 0, 6, 1_000)),
+        (PartitionRow(LOGS, 0, 0, 9, 7_000, 1_000), PartitionRow(LOGS, 1, 0, 6, 1_000, 1_000)),
         (ProducerSaved(LOGS, 0, 0, bytes.fromhex("9200929300020093030605"), COMMIT_MS),),
         (),
         (
             AgentSaved("agent-1", 1, -1, "zone-a", "default"),
             AgentSaved("agent-2", 2, -1, "zone-a", "default"),
         ),
-        {"agent_epoch": 2, "node_id": 2, "producer_id": 1_000},
+        {"agent_epoch": 2, "node_id": 2, "producer_id": 1_000, "deleted_topics": 1_000},
         (GroupRecord("group", 3, "consumer", "range", "m-1", (member,), 9_000),),
         {"group": (OffsetRecord(LOGS, 0, 5, -1, "m", COMMIT_MS),)},
     )
@@ -95,7 +95,7 @@ async def test_a_released_database_is_brought_up_to_date_with_all_that_is_in_it(
     await store.write([SegmentAdded(3, 1, "segments/9", 10, COMMIT_MS, b"answer"), ExtentsAdded((new,))])
     await store.close()
     again = SqliteMetadataStore(path)
-    assert (await again.open("another cluster")).partitions[0] == PartitionRow(LOGS, 0, 0, 10, 8_000)
+    assert (await again.open("another cluster")).partitions[0] == PartitionRow(LOGS, 0, 0, 10, 8_000, 1_000)
     await again.close()
 
     fresh = SqliteMetadataStore(tmp_path / "fresh.sqlite")

@@ -21,6 +21,11 @@ ALTER TABLE agents ADD COLUMN fenced_ms INTEGER NOT NULL DEFAULT 0;
 UPDATE agents SET agent_epoch = -1;
 DELETE FROM answers;
 
+-- What expired, and which topics were deleted, was not written down: any producer so far may have been forgotten.
+ALTER TABLE partitions ADD COLUMN producer_id_floor INTEGER NOT NULL DEFAULT 0;
+UPDATE partitions SET producer_id_floor = coalesce((SELECT value FROM counters WHERE name = 'producer_id'), 0);
+INSERT INTO counters SELECT 'deleted_topics', value FROM counters WHERE name = 'producer_id';
+
 CREATE TABLE calls (
     call_id TEXT PRIMARY KEY,
     answer BLOB NOT NULL,
