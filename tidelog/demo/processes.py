@@ -2,81 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
-LOG_LINES_SHOWN = 15
+from tidelog.child import Child
+
 REBALANCE_DELAY_MS = 500
 RSYSLOG = "rsyslog"
 BUNDLED = "bundled"
-
-
-class Child:
-    """One child process with its output in a file, in a session of its own so that Ctrl-C reaches only the demo."""
-
-    def __init__(self, name: str, command: list[str], log_path: Path) -> None:
-        self.name = name
-        self._command = command
-        self._log_path = log_path
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """:raises OSError: it cannot be run."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TIDELOG_")}
-        with self._log_path.open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
-
-    def problem(self) -> str | None:
-        """What is wrong when it has ended by itself."""
-        if self._process is None or self._process.poll() is None:
-            return None
-        return f"{self.name} ended with exit code {self._process.returncode}:\n{self.log_tail()}"
-
-    def stop(self, within_seconds: float) -> str | None:
-        """SIGTERM; None when it ended with 0 in time, else what went wrong (it is killed then)."""
-        if self._process is None:
-            return None
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            code = self._process.wait(within_seconds)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return f"{self.name} did not stop within {within_seconds:g} s of SIGTERM:\n{self.log_tail()}"
-        return None if code == 0 else f"{self.name} ended with exit code {code}:\n{self.log_tail()}"
-
-    def kill(self) -> None:
-        """End it at once, whatever it does. Idempotent."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-
-    def log_tail(self) -> str:
-        """The last lines it wrote."""
-        if not self._log_path.exists():
-            return "  (it wrote nothing)"
-        lines = self._log_path.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
-        return "\n".join(f"  {line}" for line in lines) or "  (it wrote nothing)"
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def tidelog(folder: Path, kafka: str, http: str) -> Child:

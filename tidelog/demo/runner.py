@@ -16,9 +16,10 @@ from confluent_kafka.admin import NewTopic
 from rich.console import Console
 
 from runtime.clock import Clock, SystemClock
+from tidelog.child import free_ports
 from tidelog.client import CommandFailed, admin_client, results
 from tidelog.demo.lines import LogLines, Replay, find_lines
-from tidelog.demo.processes import free_ports, shipper, tidelog
+from tidelog.demo.processes import shipper, tidelog
 from tidelog.demo.screen import DONE, STARTING, Figures, Screen, mebibytes, milliseconds, open_screen
 from tidelog.demo.tail import GROUP, Latencies, Tail
 from tidelog.group import lag_records

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from runtime.clock import SystemClock
+from tidelog.child import free_ports
 from tidelog.demo.lines import LINES_MIN, Replay, Tally, find_lines
-from tidelog.demo.processes import BUNDLED, RSYSLOG, Child, free_ports, shipper, tidelog
+from tidelog.demo.processes import BUNDLED, RSYSLOG, shipper, tidelog
 from tidelog.demo.runner import parse_metrics
 from tidelog.demo.screen import DONE, SPARK_WIDTH, STARTING, Figures, as_line, mebibytes, open_screen, sparkline
 from tidelog.demo.tail import Latencies, Tail
@@ -137,46 +138,6 @@ def test_percentiles_are_within_the_buckets_width() -> None:
         assert found is not None
         assert share * 1_000 <= found * 1.001 <= share * 1_000 * 1.05
     latencies.add(-5)
-
-
-def test_a_child_that_ends_by_itself_is_a_problem_with_its_last_words(tmp_path: Path) -> None:
-    child = Child("shipper", ["/bin/sh", "-c", "echo no such broker; exit 3"], tmp_path / "log")
-    assert child.problem() is None
-    child.start()
-    deadline = time.monotonic() + 10
-    while child.problem() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    problem = child.problem()
-    assert problem is not None
-    assert "shipper ended with exit code 3" in problem
-    assert "no such broker" in problem
-    assert child.stop(1) is not None
-
-
-def test_a_child_that_does_not_stop_is_killed_and_named(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    script = f"trap '' TERM; : > {ready}; while :; do sleep 0.05; done"
-    child = Child("stubborn", ["/bin/sh", "-c", script], tmp_path / "log")
-    child.start()
-    deadline = time.monotonic() + 10
-    while not ready.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    problem = child.stop(0.2)
-    assert problem is not None
-    assert "stubborn did not stop within 0.2 s" in problem
-    child.kill()
-
-
-def test_children_do_not_inherit_our_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TIDELOG_INGEST__LINGER_MS", "5")
-    log = tmp_path / "log"
-    child = Child("env", ["/bin/sh", "-c", "env"], log)
-    child.start()
-    deadline = time.monotonic() + 10
-    while child.problem() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert "PATH=" in log.read_text()
-    assert "TIDELOG_" not in log.read_text()
 
 
 def test_off_a_terminal_the_screen_is_plain_lines_every_few_seconds() -> None:
