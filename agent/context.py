@@ -14,6 +14,7 @@ from runtime.settings import Settings
 if TYPE_CHECKING:
     from agent.fetch.fetcher import Fetcher
     from agent.metrics import AgentMetrics
+    from agent.roster import Roster
     from ingest.writer import SegmentWriter
 
 Body = dict[str, Any]
@@ -60,3 +61,4 @@ class Agent:
     fetcher: Fetcher
     budget: Budget
     metrics: AgentMetrics
+    roster: Roster

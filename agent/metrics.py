@@ -16,6 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from agent.wire.apis import APIS
+from agent.zone_traffic import ZoneTraffic
+from metadata.agent_model import AgentCondition
 from runtime.budget import Budget
 
 LATENCY_BOUNDS_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -61,6 +63,11 @@ class AgentMetrics(Collector):
         self.received_batches = 0
         self.refused_batches: Counter[str] = Counter()
         """By Kafka's error name, for batches a produce was refused before they reached a segment."""
+        self.cross_zone = ZoneTraffic()
+        self.foreign_answers = 0
+        """That named agents of other zones, because the client's has none."""
+        self.condition = ""
+        """What this agent last thought of itself."""
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -77,6 +84,12 @@ class AgentMetrics(Collector):
             refused.add_metric([error], count)
         yield refused
         yield from self._memory()
+        yield from self._zones()
+
+    def request_count(self) -> int:
+        """Requests of all kinds since the start, however they ended."""
+        apis = self.apis.values()
+        return self.unknown_api_requests + sum(api.ok + api.error + api.failed + api.refused for api in apis)
 
     def _connections(self) -> Iterator[Metric]:
         yield GaugeMetricFamily(
@@ -130,6 +143,28 @@ class AgentMetrics(Collector):
             "The limit on all bytes held; at it the agent stops reading from clients.",
             value=float(self._budget.limit_bytes),
         )
+
+    def _zones(self) -> Iterator[Metric]:
+        crossed = CounterMetricFamily(
+            "tidelog_agent_cross_zone_bytes",
+            "Bytes received from and sent to clients and peers whose zone is known to be another, by that zone.",
+            labels=["direction", "zone"],
+        )
+        for zone, counted in self.cross_zone.by_zone.items():
+            crossed.add_metric(["received", zone], counted.received)
+            crossed.add_metric(["sent", zone], counted.sent)
+        yield crossed
+        yield _counter(
+            "foreign_zone_answers",
+            "Answers that sent a client to agents of other zones, because its own has none that is ready.",
+            self.foreign_answers,
+        )
+        condition = GaugeMetricFamily(
+            "tidelog_agent_condition", "1 for what this agent thinks of itself.", labels=["condition"]
+        )
+        for possible in AgentCondition:
+            condition.add_metric([possible], float(possible == self.condition))
+        yield condition
 
 
 def _counter(noun: str, documentation: str, value: int) -> CounterMetricFamily:

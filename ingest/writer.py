@@ -103,6 +103,19 @@ class SegmentWriter:
         self._state = _State.RUNNING
         self._committing = self._supervisor.start("ingest-committer", self._commit())
 
+    async def fence(self) -> None:
+        """The epoch is known to be fenced: fail what is pending and take in nothing until :meth:`start`.
+
+        What a commit call under way does is unknown, as its producers are told. Nothing happens unless it runs.
+        """
+        committing = self._committing
+        if self._state is _State.RUNNING:
+            assert committing is not None
+            committing.cancel()
+            self._give_up(_State.FENCED, "fenced")
+        if committing is not None:
+            await asyncio.wait([committing])
+
     def append(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
         """Take in one batch; ``ticket.settle(index, ...)`` follows, never before this returns.
 
@@ -157,11 +170,19 @@ class SegmentWriter:
         """None while batches can be committed, else one sentence."""
         if self._state is not _State.RUNNING:
             return str(self._state)
-        if self._committer.unsettled and self._committer.failure is not None:
-            return f"commits fail: {self._committer.failure}"
-        if self._committer.unsettled and self._uploader.failure is not None:
-            return f"uploads fail: {self._uploader.failure}"
+        if (commits := self.commit_problem()) is not None:
+            return f"commits fail: {commits}"
+        if (uploads := self.upload_problem()) is not None:
+            return f"uploads fail: {uploads}"
         return None
+
+    def commit_problem(self) -> str | None:
+        """Why the latest commit call failed, while something waits for it."""
+        return self._committer.failure if self._committer.unsettled else None
+
+    def upload_problem(self) -> str | None:
+        """Why the latest attempt of an upload failed, while something waits for it."""
+        return self._uploader.failure if self._committer.unsettled else None
 
     def _turn_away(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
         if self._state is not _State.STOPPED:

@@ -7,8 +7,8 @@ goes the other way round, in order: unready, stop accepting, seal, upload, commi
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 
 import structlog
@@ -16,12 +16,14 @@ import structlog
 from agent.context import Agent, AgentIdentity
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
+from agent.membership import Membership
 from agent.metrics import AgentMetrics
+from agent.roster import Roster
 from agent.server import KafkaServer
 from agent.topics import TopicDirectory
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
-from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
+from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.client import MetadataClient
 from metadata.model import Extent, Fenced, MetadataUnavailable, TopicsChanged
 from runtime.budget import Budget
@@ -34,6 +36,10 @@ from tidelog.parts import ProcessParts
 
 STORE_CHECK_SECONDS = 5.0
 """How long a start waits for an object store that does not answer well."""
+METADATA_WAIT_SECONDS = 60.0
+"""How long a start waits for an active metadata process."""
+METADATA_ATTEMPT_SECONDS = 5.0
+"""So often it says that it waits."""
 
 OpenMetadata = Callable[[ProcessParts], Awaitable[MetadataClient]]
 """Starts (or reaches) the metadata service and adds what there is to close, watch and measure of it to the parts."""
@@ -44,24 +50,23 @@ _log = structlog.get_logger("tidelog.app")
 class _Events:
     """Passes what became durable on to the agent's parts, in commit order."""
 
-    def __init__(self, topics: TopicDirectory, fetcher: Fetcher, node_id: int) -> None:
-        self._topics = topics
-        self._fetcher = fetcher
-        self._node_id = node_id
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
 
     def topics_changed(self, change: TopicsChanged) -> None:
-        self._topics.apply(change)
+        self._agent.topics.apply(change)
         if change.deleted:
-            self._fetcher.topic_deleted(change.deleted)
+            self._agent.fetcher.topic_deleted(change.deleted)
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
-        self._fetcher.extents_committed(extents)
+        self._agent.fetcher.extents_committed(extents)
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
-        self._fetcher.agents_changed(agents, self._node_id)
+        self._agent.roster.heard(agents)
+        self._agent.fetcher.agents_changed(agents, self._agent.identity.node_id)
 
     def resynchronize(self) -> None:
-        self._fetcher.resynchronize()
+        self._agent.fetcher.resynchronize()
 
 
 class AgentProcess:
@@ -84,6 +89,7 @@ class AgentProcess:
         self._open_metadata = open_metadata
         self._writer: SegmentWriter | None = None
         self._server: KafkaServer | None = None
+        self._membership: Membership | None = None
         self.kafka_address = ""
         self.http_address = ""
         self.storage_name = ""
@@ -94,6 +100,7 @@ class AgentProcess:
         :raises runtime.settings.SettingsError: an address or URL in the settings is wrong; the message names it.
         :raises storage.store.StorageError: the object store cannot be used.
         :raises metadata.store.port.StoreUnavailable: the metadata store cannot be used.
+        :raises metadata.model.MetadataUnavailable: no metadata process was active for too long.
         """
         try:
             await self._start()
@@ -122,6 +129,7 @@ class AgentProcess:
         agent_metrics = AgentMetrics(parts.registry, budget)
         fetcher = Fetcher(store, metadata, settings, budget, clock, parts.supervisor, FetchMetrics(parts.registry))
         parts.closes("peers", fetcher.close)
+        roster = Roster(settings.zone, settings.group, settings.routing, agent_metrics)
         writer = SegmentWriter(
             store,
             metadata,
@@ -138,7 +146,7 @@ class AgentProcess:
         topics = TopicDirectory()
         identity = AgentIdentity("", 0, 0, kafka_host, kafka_port, settings.zone, settings.group)
         agent = Agent(
-            settings, clock, parts.entropy, identity, metadata, topics, writer, fetcher, budget, agent_metrics
+            settings, clock, parts.entropy, identity, metadata, topics, writer, fetcher, budget, agent_metrics, roster
         )
         server = KafkaServer(agent, parts.supervisor)
         self._server = server
@@ -148,54 +156,54 @@ class AgentProcess:
         advertised_host, advertised_port = kafka_host, bound_port
         if settings.listen.advertise is not None:
             advertised_host, advertised_port = parse_address("listen.advertise", settings.listen.advertise)
-        registered = await metadata.register_agent(
-            AgentRegistration(
-                agent_uid=f"{settings.zone}/{settings.group}/{advertised_host}:{advertised_port}",
-                zone=settings.zone,
-                group=settings.group,
-                host=advertised_host,
-                port=advertised_port,
-                version=version("tidelog"),
-            )
-        )
-        agent.identity = replace(
-            identity,
-            cluster_id=registered.cluster_id,
-            node_id=registered.node_id,
-            agent_epoch=registered.agent_epoch,
-            host=advertised_host,
-            port=advertised_port,
-        )
-        subscription = await metadata.subscribe(_Events(topics, fetcher, registered.node_id))
-        fetcher.agents_changed(subscription.agents, registered.node_id)
-        fetcher.follower.start(subscription)
-        topics.reset(subscription.topics)
-        writer.start(registered.agent_epoch)
-
-        parts.health.add_readiness("ingest", writer.problem)
         fetcher.peer_server.add_to(parts.http.app)
         bound_http_port = await parts.http.start(http_host, http_port)
         parts.closes("http", parts.http.stop)
+        registration = AgentRegistration(
+            agent_uid=f"{settings.zone}/{settings.group}/{advertised_host}:{advertised_port}",
+            zone=settings.zone,
+            group=settings.group,
+            host=advertised_host,
+            port=advertised_port,
+            version=version("tidelog"),
+            http_address=_reachable(http_host, bound_http_port, advertised_host),
+            roles=settings.roles,
+        )
+        membership = Membership(agent, registration, store, parts.supervisor, self._replaced)
+        self._membership = membership
+        await self._register(membership)
+        events = _Events(agent)
+        subscription = await metadata.subscribe(events)
+        topics.reset(subscription.topics)
+        events.agents_changed(subscription.agents)
+        fetcher.follower.start(subscription)
+        writer.start(agent.identity.agent_epoch)
 
+        parts.health.add_readiness("ingest", writer.problem)
+        parts.health.add_readiness("agent", membership.problem)
         await server.start()
+        membership.start()
         self.kafka_address = f"{advertised_host}:{advertised_port}"
         self.http_address = f"{http_host}:{bound_http_port}"
-        parts.supervisor.start("agent-heartbeat", self._heartbeat(metadata, registered))
         parts.health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
 
-    async def _heartbeat(self, metadata: MetadataClient, registered: AgentRegistered) -> None:
-        """Say that this agent lives, ten times in its session timeout."""
-        heartbeat = AgentHeartbeat(registered.agent_epoch, AgentCondition.READY)
+    async def _register(self, membership: Membership) -> None:
+        """Ask for an epoch until there is one: metadata processes may be started after agents.
+
+        :raises metadata.model.MetadataUnavailable: there was none for :data:`METADATA_WAIT_SECONDS`.
+        """
+        deadline = self._clock.monotonic() + METADATA_WAIT_SECONDS
         while True:
             try:
-                await metadata.heartbeat_agent(heartbeat)
-            except Fenced:
-                self._fenced()
-                return
-            except MetadataUnavailable as error:
-                _log.warning("heartbeat_missed", error=str(error))
-            await self._clock.sleep(registered.session_timeout_ms / 10_000)
+                async with asyncio.timeout(METADATA_ATTEMPT_SECONDS):
+                    return await membership.register()
+            except (MetadataUnavailable, TimeoutError) as error:
+                reason = str(error) or "no answer"
+                if self._clock.monotonic() >= deadline:
+                    raise MetadataUnavailable(f"{reason} (tried for {METADATA_WAIT_SECONDS:.0f} s)") from error
+                _log.warning("waiting_for_metadata", metadata=self._settings.metadata_url(), error=reason)
+            await self._clock.sleep(self._parts.entropy.uniform(0.2, 0.5))
 
     async def _check(self, store: ObjectStore) -> None:
         """Ask the store until it answers: one slow or failed answer is no reason not to start.
@@ -214,8 +222,12 @@ class AgentProcess:
             await self._clock.sleep(self._parts.entropy.uniform(0.2, 0.5))
 
     def _fenced(self) -> None:
+        assert self._membership is not None, "only a registered agent can be fenced"
+        self._membership.fenced()
+
+    def _replaced(self, error: Fenced) -> None:
         """Another process registered as this agent: nothing can be committed any more, so make room for it."""
-        self._parts.on_failure("agent", Fenced("another process has registered as this agent"))
+        self._parts.on_failure("agent", error)
 
     async def drain(self) -> None:
         """Unready, stop accepting, then seal, upload, commit and answer what was taken in.
@@ -242,3 +254,14 @@ class AgentProcess:
             await self._writer.stop()
         await self._parts.close()
         _log.info("stopped")
+
+
+def _reachable(host: str, port: int, advertised_host: str) -> str:
+    """host:port where other agents reach the HTTP listener: a host that means every address of this machine is no
+    address of any, so it is the one that clients are told."""
+    try:
+        is_any = ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        is_any = False
+    host = advertised_host if is_any else host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

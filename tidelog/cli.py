@@ -13,13 +13,13 @@ from typer.core import TyperGroup
 
 from runtime.clock import SystemClock
 from runtime.configuration import load_settings
-from runtime.settings import SettingsError
+from runtime.settings import Settings, SettingsError
 from storage.urls import parse_storage_url
 from tidelog import group, records, topic
 from tidelog.client import key_values
 
 WRONG_SETTING = 2
-COMMANDS = ("up", "demo", "topic", "produce", "consume", "group")
+COMMANDS = ("up", "agent", "demo", "topic", "produce", "consume", "group")
 
 
 class Shipper(enum.StrEnum):
@@ -65,49 +65,90 @@ def _options(
     """Options before the command."""
 
 
+Kafka = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Kafka listener. [default: 127.0.0.1:9092]")]
+Http = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Health and metrics. [default: 127.0.0.1:8080]")]
+Storage = Annotated[
+    str | None, typer.Option(metavar="URL", help="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=...")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file with settings (docs/configuration.md).")]
+More = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as ingest.linger_ms=100. Repeatable."),
+]
+
+
 @app.command(short_help="Run everything in one process.")
 def up(
-    kafka: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Kafka listener. [default: 127.0.0.1:9092]")
-    ] = None,
-    http: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Health and metrics. [default: 127.0.0.1:8080]")
-    ] = None,
+    kafka: Kafka = None,
+    http: Http = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for everything kept here. [default: tidelog-data]")
     ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="file:///dir, memory:// or s3://bucket/prefix?endpoint=...&region=..."),
-    ] = None,
+    storage: Storage = None,
     metadata: Annotated[str | None, typer.Option(metavar="URL", help="sqlite:///file")] = None,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TOML file with settings (docs/configuration.md).")
-    ] = None,
-    more: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as ingest.linger_ms=100. Repeatable."),
-    ] = None,
+    config: Config = None,
+    more: More = None,
 ) -> None:
     """Run everything in one process: agent, metadata, HTTP. SIGTERM and Ctrl-C drain and stop it."""
     clock = SystemClock()
     started = clock.monotonic()
-    flags: dict[str, Any] = {
-        "listen.kafka": kafka,
-        "listen.http": http,
-        "data": data,
-        "storage": storage,
-        "metadata": metadata,
-    }
-    try:
-        named = key_values("--set", more or [])
-        settings = load_settings(flags, config, named, {"storage": parse_storage_url})
-    except SettingsError as error:
-        print(_prefixed(str(error)), file=sys.stderr)
-        raise typer.Exit(WRONG_SETTING) from None
+    settings = _settings(
+        config,
+        more,
+        {"listen.kafka": kafka, "listen.http": http, "data": data, "storage": storage, "metadata": metadata},
+    )
     from tidelog.up import run  # the whole server: no other command should wait for its import
 
     raise typer.Exit(run(settings, clock, started))
+
+
+@app.command(short_help="Run one agent of a cluster.")
+def agent(
+    metadata: Annotated[
+        str | None,
+        typer.Option(metavar="URL,...", help="http://host:port of the metadata processes, separated by commas."),
+    ] = None,
+    storage: Storage = None,
+    zone: Annotated[str | None, typer.Option(help="Availability zone. [default: local]")] = None,
+    group: Annotated[str | None, typer.Option(help="Agent group, a class of clients. [default: default]")] = None,
+    kafka: Kafka = None,
+    advertise: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where clients reach it. [default: the Kafka listener]")
+    ] = None,
+    http: Http = None,
+    roles: Annotated[str | None, typer.Option(help="proxy, jobs or both. [default: proxy,jobs]")] = None,
+    config: Config = None,
+    more: More = None,
+) -> None:
+    """Run one agent of a cluster. SIGTERM and Ctrl-C move its clients to other agents, flush, and stop it."""
+    clock = SystemClock()
+    started = clock.monotonic()
+    settings = _settings(
+        config,
+        more,
+        {
+            "metadata": metadata,
+            "storage": storage,
+            "zone": zone,
+            "group": group,
+            "listen.kafka": kafka,
+            "listen.advertise": advertise,
+            "listen.http": http,
+            "roles": roles,
+        },
+    )
+    from tidelog.agent import run
+
+    raise typer.Exit(run(settings, clock, started))
+
+
+def _settings(config: Path | None, more: list[str] | None, flags: dict[str, Any]) -> Settings:
+    """What a server command runs with; a wrong setting ends the command."""
+    try:
+        return load_settings(flags, config, key_values("--set", more or []), {"storage": parse_storage_url})
+    except SettingsError as error:
+        print(_prefixed(str(error)), file=sys.stderr)
+        raise typer.Exit(WRONG_SETTING) from None
 
 
 @app.command(short_help="Ship a real log through Tidelog and watch it come out.")

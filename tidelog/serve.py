@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypeVar
 import structlog
 import uvloop
 
+from metadata.model import MetadataUnavailable
 from metadata.store.port import StoreUnavailable
 from runtime.clock import Entropy, SystemEntropy
 from runtime.heap import freeze_heap, tune_heap
@@ -154,7 +155,7 @@ async def _start(process: Process, settings: Settings) -> tuple[int, str] | None
         return WRONG_SETTING, f"{_kept_in(settings, 'storage')}: {error}"
     except StorageError as error:
         return FAILED, f"{_kept_in(settings, 'storage')}: {error}"
-    except StoreUnavailable as error:
+    except (StoreUnavailable, MetadataUnavailable) as error:
         return FAILED, f"{_kept_in(settings, 'metadata')}: {error}"
     except OSError as error:
         return WRONG_SETTING, _listen_problem(settings, error)

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from agent.wire.endpoints import NO_LEADER, NodeEndpoint, current_leader, write_endpoints
 from agent.wire.errors import DecodeError
 from agent.wire.frames import FrameBuffer
 from agent.wire.varint import read_uvarint, skip_tags, write_uvarint
@@ -25,7 +26,6 @@ PARTITIONS_MAX: Final = 20_000
 NAME_BYTES_MAX: Final = 32_767
 """What the older string type can hold; Kafka's topic names have at most 249."""
 NO_RECORDS: Final = -1
-NO_LEADER: Final = -1
 
 _HEADER: Final = struct.Struct(">hhih")
 _ACKS_TIMEOUT: Final = struct.Struct(">hi")
@@ -194,15 +194,6 @@ class PartitionRefusal:
     leader_id: int = NO_LEADER
 
 
-@dataclass(frozen=True, slots=True)
-class NodeEndpoint:
-    """An agent that refused partitions may be produced to at. Its rack is never told (see the Metadata handler)."""
-
-    node_id: int
-    host: str
-    port: int
-
-
 PartitionAck = tuple[int, int, int, int]
 """(partition, base offset, log append time in ms or -1, log start offset)."""
 TopicResults = tuple[str, Sequence[PartitionAck | tuple[int, PartitionRefusal]]]
@@ -315,30 +306,12 @@ def _encode_flexible(
                 out.append(0)
             _write_compact_string(out, refusal.message)
             if api_version >= 10 and refusal.leader_id != NO_LEADER:
-                out += b"\x01\x00\x09"  # one tagged field: current_leader, 9 bytes
-                out += _TWO_INT32.pack(refusal.leader_id, 0)  # our leader epoch is always 0
-                out.append(0)
+                out += current_leader(0, refusal.leader_id)
             else:
                 out.append(0)
         out.append(0)
     out += b"\0\0\0\0"  # throttle_time_ms
-    if api_version >= 10 and endpoints:
-        _write_endpoints(out, endpoints)
-    else:
-        out.append(0)
-
-
-def _write_endpoints(out: bytearray, endpoints: Sequence[NodeEndpoint]) -> None:
-    rows = bytearray()
-    write_uvarint(rows, len(endpoints) + 1)
-    for endpoint in endpoints:
-        rows += _INT32.pack(endpoint.node_id)
-        _write_compact_string(rows, endpoint.host)
-        rows += _INT32.pack(endpoint.port)
-        rows += b"\0\0"  # rack is null, no tagged fields
-    out += b"\x01\x00"  # one tagged field: node_endpoints
-    write_uvarint(out, len(rows))
-    out += rows
+    write_endpoints(out, endpoints if api_version >= 10 else ())
 
 
 def _write_string(out: bytearray, value: str | None) -> None:

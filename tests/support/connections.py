@@ -21,6 +21,7 @@ from runtime.budget import Budget
 from runtime.clock import SeededEntropy
 from runtime.settings import ConnectionSettings, Settings
 from runtime.tasks import Supervisor
+from tests.support.agents import lone_roster
 from tests.support.batches import build_batch
 
 NOW_MS = 1_700_000_000_000
@@ -200,6 +201,7 @@ class Harness:
             cast(Any, None),
             self.budget,
             self.metrics,
+            lone_roster(identity),
         )
         self.failures: list[tuple[str, BaseException]] = []
         self.supervisor = Supervisor(lambda name, error: self.failures.append((name, error)))

@@ -31,6 +31,7 @@ from metadata.state import check_topic_name
 from metadata.topic_configs import TOPIC_CONFIGS, validate_topic_configs
 from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import Settings, TopicSettings
+from tests.support.agents import lone_roster
 
 NODE = 7
 Handler = Callable[[Call, Any, Agent], Awaitable[Body]]
@@ -124,6 +125,7 @@ def agent(store: FakeMetadata) -> Agent:
         missing,
         missing,
         missing,
+        lone_roster(identity),
     )
 
 

@@ -28,6 +28,7 @@ from metadata.store.memory import MemoryMetadataStore
 from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import AgentsSettings, GroupSettings, Settings, TopicSettings
 from runtime.tasks import Supervisor
+from tests.support.agents import lone_roster
 
 NODE = 7
 APIS = {
@@ -178,6 +179,7 @@ def an_agent(metadata: Any, directory: TopicDirectory) -> Agent:
         fetcher=nothing,
         budget=nothing,
         metrics=nothing,
+        roster=lone_roster(identity),
     )
 
 

@@ -140,6 +140,29 @@ async def test_fencing_fails_everything_pending_and_a_new_epoch_starts_afresh() 
     await bench.close()
 
 
+async def test_it_can_be_told_that_it_is_fenced_before_it_finds_out() -> None:
+    fenced: list[bool] = []
+    bench = IngestBench(linger_ms=0, segment_bytes_max=64 * KIB, on_fenced=lambda: fenced.append(True))
+    bench.metadata.always = "before"
+    committing = bench.produce(build_batch([b"x" * 70_000]))
+    await asyncio.sleep(0.1)
+    assert bench.metadata.calls, "a commit is asked for again and again"
+    still_open = bench.produce(build_batch())
+    await bench.writer.fence()
+    await bench.writer.fence()
+    for future in (committing, still_open, bench.produce(build_batch())):
+        assert all_failed(await future)
+    assert "fenced" in str(bench.writer.problem())
+    assert fenced == []
+    bench.metadata.always = None
+    bench.writer.start(2)
+    assert offsets(await bench.produce(build_batch())) == [0]
+    assert bench.metadata.calls[-1] == (2, -1, (0,))
+    await bench.close()
+    await bench.writer.fence()
+    assert "stopped" in str(bench.writer.problem())
+
+
 async def test_an_object_whose_commit_may_have_happened_is_not_deleted_when_fenced() -> None:
     bench = IngestBench(linger_ms=0)
     bench.metadata.script.extend(["after", "fenced"])

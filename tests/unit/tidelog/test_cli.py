@@ -16,8 +16,9 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
-from runtime.settings import Settings
+from runtime.settings import Settings, SettingsError
 from tidelog import cli, records
+from tidelog.agent import metadata_addresses
 from tidelog.client import OutageNotice, counted, failures_reported, key_values, show_table, unreachable
 
 runner = CliRunner()
@@ -58,7 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 def test_help_names_every_command_and_the_version_is_printed() -> None:
     text = invoke("--help").stdout
     listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert listed == ["up", "demo", "topic", "produce", "consume", "group"]
+    assert listed == ["up", "agent", "demo", "topic", "produce", "consume", "group"]
     assert invoke("--version").stdout.startswith("tidelog 0.")
 
 
@@ -74,6 +75,30 @@ def test_up_takes_its_settings_from_the_flags(tmp_path: Path, started: list[Sett
     assert (settings.listen.kafka, settings.listen.http) == ("127.0.0.1:0", "h:2")
     assert (settings.data, settings.storage, settings.metadata) == (tmp_path, "memory://", "sqlite:///x")
     assert (settings.ingest.linger_ms, settings.ingest.uploads_max, settings.zone) == (7, 3, "b")
+
+
+def test_agent_takes_its_settings_from_the_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Settings] = []
+    monkeypatch.setattr("tidelog.agent.run", lambda settings, *_: found.append(settings) or 0)
+    result = invoke(
+        *("agent", "--metadata", "http://m1:8090,http://m2:8090", "--storage", "s3://logs", "--zone", "b"),
+        *("--group", "vip", "--kafka", "0.0.0.0:9092", "--advertise", "agent-1:9092", "--http", "0.0.0.0:8080"),
+        *("--roles", "proxy", "--set", "drain_ms=9000"),
+    )
+    assert result.exit_code == 0, result.output
+    (settings,) = found
+    assert (settings.metadata, settings.storage) == ("http://m1:8090,http://m2:8090", "s3://logs")
+    assert (settings.zone, settings.group, settings.roles, settings.drain_ms) == ("b", "vip", ("proxy",), 9_000)
+    assert (settings.listen.kafka, settings.listen.advertise) == ("0.0.0.0:9092", "agent-1:9092")
+    assert metadata_addresses(settings) == ["http://m1:8090", "http://m2:8090"]
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, "sqlite:///x", "http://m1", "http://m1:port", "http://m1:1,m2:2", "http://m1:1/rpc", ","]
+)
+def test_an_agent_needs_the_addresses_of_metadata_processes(metadata: str | None) -> None:
+    with pytest.raises(SettingsError, match="http://host:port of the metadata processes"):
+        metadata_addresses(Settings.model_construct(metadata=metadata))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from kio.index import load_request_schema, load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader, entity_writer
 
+from agent.wire.endpoints import NodeEndpoint
 from agent.wire.errors import DecodeError
 from agent.wire.produce_codec import (
     NO_RECORDS,
     PARTITIONS_MAX,
-    NodeEndpoint,
     PartitionRefusal,
     RecordError,
     decode_produce,
