@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import EnvSettingsSource
 from pydantic_settings.exceptions import SettingsError as SourceError
 
-from runtime.settings import Settings, SettingsError
+from runtime.settings import Settings, SettingsError, without_password
 
 PREFIX = "TIDELOG_"
 
@@ -223,7 +223,7 @@ def _explain(problem: ErrorDetails, sources: list[tuple[str, Tree]]) -> str:
         reason = f"must be a table: [{name}]"
     else:
         reason = _reason(problem)
-    shown = "" if isinstance(value, dict) else f" = {value!r}"
+    shown = "" if isinstance(value, dict) or name == "secret" else f" = {without_password(repr(value))}"
     return f"{name}{shown} ({_origin(name.split('.'), sources)}): {reason}"
 
 

@@ -9,6 +9,7 @@ the start and is named. ``docs/configuration.md`` is generated from this file.
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import quote, urlsplit
@@ -53,15 +54,24 @@ def _storage_url(url: str) -> str:
     return url
 
 
+_PASSWORD = re.compile(r"(://[^:@/]*:).*@")
+_PASSWORD_IN_QUERY = re.compile(r"(password=)[^&\s]*")
+
+
 def _metadata_url(url: str) -> str:
     is_file = url.startswith("sqlite:///") and len(url) > len("sqlite:///") and not url.endswith("/")
     is_server = urlsplit(url).scheme in ("postgresql", "http", "https") and bool(urlsplit(url).netloc)
     if not is_file and not is_server and url != "memory://":
         raise ValueError(
-            "not sqlite:///file (sqlite:////dir/file when absolute), postgresql://user@host/database, memory://,"
+            "not sqlite:///file (sqlite:////dir/file when absolute), postgresql://user@host:port/database, memory://,"
             " or, for an agent, http://host:port of the metadata processes, separated by commas"
         )
     return url
+
+
+def without_password(text: str) -> str:
+    """``text`` fit to be shown: the password of a URL in it is replaced."""
+    return _PASSWORD_IN_QUERY.sub(r"\1***", _PASSWORD.sub(r"\1***@", text))
 
 
 def setting_text(value: object) -> str:
@@ -346,8 +356,9 @@ class Settings(BaseSettings):
     )
     metadata: Annotated[str, AfterValidator(_metadata_url)] | None = Field(
         None,
-        description="sqlite:///file, postgresql://user@host/database, or memory:// to forget everything at the end; a "
-        "file under data when unset. For `tidelog agent`: http://host:port of the metadata processes, with commas.",
+        description="sqlite:///file, postgresql://user@host:port/database (the password in PGPASSWORD or a passfile), "
+        "or memory:// to forget everything at the end; a file under data when unset. For `tidelog agent`: "
+        "http://host:port of the metadata processes, with commas.",
     )
     secret: SecretStr | None = Field(
         None,

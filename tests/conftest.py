@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.peers.kafka import Kafka
 from tests.support.cluster import TidelogProcess
+from tests.tools.postgres import PostgresServer, require_postgres
 
 REFERENCE = "TIDELOG_TEST_REFERENCE"
 """``kafka`` or the address of one: run the client tests against Apache Kafka, where what they expect must hold too."""
@@ -67,6 +68,14 @@ def tidelog(tmp_path: Path) -> Iterator[Callable[..., TidelogProcess]]:
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that all tests share, each with a database of its own; they do not stop it."""
+    require_postgres()
+    with PostgresServer() as server:
+        yield server
 
 
 _counter = itertools.count()

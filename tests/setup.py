@@ -18,17 +18,19 @@ from pathlib import Path
 
 from benchmarks.peers.jars import TOOLS, Unavailable
 from benchmarks.peers.jars import fetch as fetch_jars
-from tests.tools import kafka_java, kafkajs, rsyslog, versitygw
+from tests.tools import kafka_java, kafkajs, postgres, rsyslog, versitygw
 from tests.tools.require import REQUIRE_ALL
 
 
 def debian_packages() -> str:
-    """kcat and rsyslog with its Kafka modules."""
+    """kcat, rsyslog with its Kafka modules, and PostgreSQL's server."""
     missing = []
     if shutil.which("kcat") is None:
         missing.append("kcat")
     if not rsyslog.installed():
         missing += ["rsyslog", "rsyslog-kafka"]
+    if postgres.binaries() is None:
+        missing.append("postgresql")
     if not missing:
         return "installed"
     names = " ".join(missing)
@@ -77,7 +79,7 @@ def s3_server() -> str:
 
 
 _STEPS: dict[str, Callable[[], str]] = {
-    "kcat and rsyslog (Debian)": debian_packages,
+    "kcat, rsyslog, PostgreSQL (Debian)": debian_packages,
     "kafka-tools (Java client)": java_tools,
     "kafkajs (Node.js client)": node_client,
     "versitygw (S3 server)": s3_server,

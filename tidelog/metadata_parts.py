@@ -16,7 +16,7 @@ async def start_metadata_service(parts: ProcessParts) -> MetadataService:
     """
     settings, clock = parts.settings, parts.clock
     service = MetadataService(
-        open_metadata_store(settings.metadata_url()),
+        open_metadata_store(settings.metadata_url(), settings.leadership.lease_ms, clock),
         clock,
         parts.entropy,
         parts.supervisor,

@@ -18,7 +18,7 @@ from metadata.store.port import StoreUnavailable
 from runtime.clock import Entropy, SystemEntropy
 from runtime.heap import freeze_heap, tune_heap
 from runtime.logs import configure_logs
-from runtime.settings import Settings, SettingsError, parse_address
+from runtime.settings import Settings, SettingsError, parse_address, without_password
 from storage.store import StorageError, StorageRefused
 
 STOPPED = 0
@@ -165,7 +165,7 @@ async def _start(process: Process, settings: Settings) -> tuple[int, str] | None
 def _kept_in(settings: Settings, setting: Literal["storage", "metadata"]) -> str:
     """The setting that says where it is, with its value: that is ``data`` when ``setting`` itself is not given."""
     url = settings.storage if setting == "storage" else settings.metadata
-    return f"data = {str(settings.data)!r}" if url is None else f"{setting} = {url!r}"
+    return f"data = {str(settings.data)!r}" if url is None else f"{setting} = {without_password(url)!r}"
 
 
 def _listen_problem(settings: Settings, error: OSError) -> str:

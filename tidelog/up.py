@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from runtime.clock import Clock
-from runtime.settings import Settings
+from runtime.settings import Settings, without_password
 from tidelog.app import AgentProcess
 from tidelog.metadata_parts import start_metadata_service
 from tidelog.serve import run_process
@@ -28,7 +28,7 @@ def _print_banner(process: AgentProcess, settings: Settings, seconds: float) -> 
         f"  Kafka     {process.kafka_address}\n"
         f"  HTTP      http://{process.http_address}  /healthz /readyz /metrics\n"
         f"  storage   {process.storage_name}\n"
-        f"  metadata  {settings.metadata_url()}\n"
+        f"  metadata  {without_password(settings.metadata_url())}\n"
         f"\nTry, in another terminal:\n"
         f"  tidelog topic create logs{option}\n"
         f"  echo hello | tidelog produce logs{option}\n"

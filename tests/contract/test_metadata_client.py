@@ -44,15 +44,16 @@ from tests.support.metadata import (
     topic_id,
 )
 from tests.support.metadata_rpc import RpcNode, remote_metadata
+from tests.support.metadata_stores import STORES, metadata_url
 
 
 class World:
     """A service that can be restarted over the same store, with a transport before it."""
 
-    def __init__(self, kind: str, transport: str, folder: Path) -> None:
+    def __init__(self, url: str, transport: str) -> None:
         self._node = RpcNode() if transport == "http" else None
         self._clients = AsyncExitStack()
-        self._url = "memory://" if kind == "memory" else f"sqlite:///{folder}/metadata.sqlite"
+        self._url = url
         self._store = open_metadata_store(self._url)
         self._stack = AsyncExitStack()
         self._starts = 0
@@ -98,16 +99,17 @@ class World:
         return found
 
 
-@pytest.fixture(params=["memory", "sqlite", "memory-http", "sqlite-http"])
+@pytest.fixture(params=[f"{store}{transport}" for transport in ("", "-http") for store in STORES])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """An agent has registered and there is a topic of two partitions."""
     store, _, transport = request.param.partition("-")
-    world = World(store, transport, tmp_path)
-    await world.start()
-    world.epoch = (await world.client.register_agent(registration())).agent_epoch
-    world.topic = await world.client.create_topic("logs", 2, {})
-    yield world
-    await world.stop()
+    with metadata_url(store, tmp_path, request) as url:
+        world = World(url, transport)
+        await world.start()
+        world.epoch = (await world.client.register_agent(registration())).agent_epoch
+        world.topic = await world.client.create_topic("logs", 2, {})
+        yield world
+        await world.stop()
 
 
 # --- agents ---------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from tests.support.metadata import (
     running_service,
     segment,
 )
+from tests.support.metadata_stores import STORES, metadata_url
 
 
 class World:
@@ -63,15 +64,15 @@ class World:
         return expected == high_watermark
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=STORES)
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    url = "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/metadata.sqlite"
-    store = FaultyMetadataStore(open_metadata_store(url))
-    async with running_service(store) as service:
-        epoch = (await service.register_agent(registration())).agent_epoch
-        yield World(service, store, epoch, await service.create_topic("logs", 1, {}))
-        if store.gate is not None:
-            store.gate.set()  # a test that failed must not hold up the stop
+    with metadata_url(request.param, tmp_path, request) as url:
+        store = FaultyMetadataStore(open_metadata_store(url))
+        async with running_service(store) as service:
+            epoch = (await service.register_agent(registration())).agent_epoch
+            yield World(service, store, epoch, await service.create_topic("logs", 1, {}))
+            if store.gate is not None:
+                store.gate.set()  # a test that failed must not hold up the stop
 
 
 @pytest.mark.parametrize("effect", ["none", "taken"])

@@ -36,14 +36,15 @@ from metadata.store.port import (
     TopicSaved,
 )
 from tests.support.metadata import extent, topic, topic_id
+from tests.support.metadata_stores import STORES, metadata_url
 
 
 class Kept:
     """A store that can be closed and opened again, as by a restart."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self._url = "memory://" if kind == "memory" else f"sqlite:///{folder}/metadata.sqlite"
-        self.store: MetadataStore = open_metadata_store(self._url)
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.store: MetadataStore = open_metadata_store(url)
 
     async def reopened(self) -> StoreSnapshot:
         await self.store.close()
@@ -52,12 +53,13 @@ class Kept:
         return await self.store.open("another cluster id")
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=STORES)
 async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kept]:
-    kept = Kept(request.param, tmp_path)
-    await kept.store.open("cluster-1")
-    yield kept
-    await kept.store.close()
+    with metadata_url(request.param, tmp_path, request) as url:
+        kept = Kept(url)
+        await kept.store.open("cluster-1")
+        yield kept
+        await kept.store.close()
 
 
 def added(sequence: int, *extents: object, epoch: int = 1) -> list[Change]:

@@ -1,4 +1,4 @@
-"""kill -9 of a process that writes to SQLite: whatever it had acknowledged is there, once, where it said."""
+"""kill -9 of a process that writes metadata: whatever it had acknowledged is there, once, where it said."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from metadata.model import Extent
 from metadata.store.factory import open_metadata_store
 from tests.support.metadata import batch, registration, running_service, segment
+from tests.support.metadata_stores import DURABLE_STORES, metadata_url
 from tests.support.metadata_writer import PARTITIONS
 
 ROUNDS = 4
@@ -43,13 +44,14 @@ def run_and_kill(url: str, seed: int, after_lines: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-async def test_kill_at_random_moments(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path}/metadata.sqlite"
+@pytest.mark.parametrize("kind", DURABLE_STORES)
+async def test_kill_at_random_moments(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     generator = random.Random(11)
     acknowledged: list[dict[str, Any]] = []
-    for round_number in range(ROUNDS):
-        acknowledged += run_and_kill(url, round_number, generator.randrange(20, 400))
-        await check(url, acknowledged)
+    with metadata_url(kind, tmp_path, request) as url:
+        for round_number in range(ROUNDS):
+            acknowledged += run_and_kill(url, round_number, generator.randrange(20, 400))
+            await check(url, acknowledged)
 
 
 async def check(url: str, acknowledged: list[dict[str, Any]]) -> None:

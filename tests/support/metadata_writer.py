@@ -1,4 +1,4 @@
-"""A process that commits to a SQLite metadata store until it is killed, saying what was acknowledged.
+"""A process that commits to a metadata store until it is killed, saying what was acknowledged.
 
 Each line of its output is one acknowledged segment, as JSON: its sequence, its agent epoch, and for each batch
 [partition, producer id, base sequence, record count, base offset].

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 from alembic import command
 from alembic.config import Config
+from sqlalchemy.ext.asyncio import create_async_engine
 
 _alone = threading.Lock()
 """Alembic's context is one for the whole process."""
@@ -19,13 +23,17 @@ def upgrade(connection: sqlalchemy.Connection, adopted: str | None = None, to: s
 
     ``adopted``: the revision the schema has already, for a store from before Alembic.
     """
+    with _alone:
+        _upgrade(connection, adopted, to)
+
+
+def _upgrade(connection: sqlalchemy.Connection, adopted: str | None, to: str) -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent))
     config.attributes["connection"] = connection
-    with _alone:
-        if adopted is not None:
-            command.stamp(config, adopted)
-        command.upgrade(config, to)
+    if adopted is not None:
+        command.stamp(config, adopted)
+    command.upgrade(config, to)
 
 
 def upgrade_sqlite(connection: sqlite3.Connection, adopted: str | None = None, to: str = "head") -> None:
@@ -43,3 +51,24 @@ def upgrade_sqlite(connection: sqlite3.Connection, adopted: str | None = None, t
         if isinstance(error.orig, sqlite3.Error):
             raise error.orig from error
         raise
+
+
+async def upgrade_postgresql(connect: Callable[[], Awaitable[Any]], lock: int, to: str = "head") -> None:
+    """As :func:`upgrade`, on an asyncpg connection of its own that ``connect`` makes, and that is closed at the end.
+
+    ``lock`` is the key of an advisory lock that is held meanwhile: whoever migrates waits for whoever does so already.
+
+    :raises asyncpg.PostgresError: nothing was changed.
+    """
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=sqlalchemy.NullPool)
+    await asyncio.to_thread(_alone.acquire)
+    try:
+        async with engine.begin() as opened:
+            await opened.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+            await opened.run_sync(_upgrade, None, to)
+    except sqlalchemy.exc.DBAPIError as error:
+        cause = error.orig.__cause__ if error.orig is not None else None
+        raise cause or error from error
+    finally:
+        _alone.release()
+        await engine.dispose()

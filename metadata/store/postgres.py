@@ -1,0 +1,281 @@
+"""The metadata store in PostgreSQL: several processes share a database, one of them leads and writes.
+
+Three kinds of connections: the *writer*, whose session has the leader's lock; the *keeper*, which renews beside it
+however long a write takes; and a few *readers*, which never queue behind either. Commits are synchronous. Whether they
+also wait for a replica (``synchronous_standby_names``) is for the operator to configure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import asyncpg
+import structlog
+
+from metadata.model import Extent, TopicId
+from metadata.store import postgres_leadership as leadership
+from metadata.store import postgres_reader
+from metadata.store.migrations import READ_REVISION, needs_migration
+from metadata.store.port import Change, Deposed, StoreSnapshot, StoreUnavailable
+from metadata.store.postgres_connections import Connection, Pool, PostgresServer
+from metadata.store.postgres_writer import PostgresWriter, purge
+from runtime.clock import Clock
+from runtime.tasks import Supervisor
+
+_log = structlog.get_logger("tidelog.metadata.postgres")
+
+WRITE_SECONDS = 20.0
+"""For one statement of a write."""
+ROLL_BACK_SECONDS = 1.0
+RENEW_SECONDS = 2.0
+READ_SECONDS = 10.0
+READERS = 4
+PURGE_ROWS = 1_000
+"""Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
+CLOSE_SECONDS = 3.0
+"""For a write that is under way when the store is closed."""
+EMBEDDED_RENEW_SECONDS = 1.0
+
+
+class PostgresMetadataStore:
+    """Implements :class:`metadata.store.port.MetadataStore`. Calls come from one event loop.
+
+    A cancelled or failed write has an unknown outcome; its connection is closed if the server did not answer.
+    """
+
+    def __init__(self, url: str, lease_ms: int, clock: Clock) -> None:
+        """Nothing is opened yet. :raises ValueError: the URL is wrong."""
+        self._server = PostgresServer(url)
+        self._lease_ms = lease_ms
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        """Of the writer's connection: in order of arrival, so a purge lets commits go first that came before it."""
+        self._connection: Connection | None = None
+        self._session: tuple[int, object] | None = None
+        self._writer: PostgresWriter | None = None
+        self._generation: int | None = None
+        self._deposed = False
+        self._keeper: Connection | None = None
+        self._readers: Pool | None = None
+        self._closed = False
+        self._tasks = Supervisor()
+        self._purging: asyncio.Task[None] | None = None
+
+    async def lead(self) -> int:
+        """See :meth:`metadata.store.port.MetadataStore.lead`. All processes must log in as the same user."""
+        self._check_open()
+        self._forget_leading()
+        with self._server.explained("led"):
+            connection = await self._server.connect("writer", WRITE_SECONDS)
+            try:
+                await leadership.wait_for_lock(connection, self._clock, self._lease_ms)
+                await self._migrate(connection)
+                session = await leadership.session(connection)
+                generation = await leadership.take_over(connection)
+                await _warn_of_settings(connection)
+                self._check_open()
+            except BaseException:
+                connection.terminate()
+                raise
+        self._connection, self._session, self._generation = connection, session, generation
+        return generation
+
+    async def renew(self) -> None:
+        generation = self._leading()
+        with self._server.explained("renewed"):
+            try:
+                if self._keeper is None or self._keeper.is_closed():
+                    self._keeper = await self._server.connect("keeper", RENEW_SECONDS, synchronous_commit="off")
+                await leadership.renew(self._keeper, generation)
+            except Deposed:
+                self._deposed = True
+                raise
+            except BaseException:
+                if self._keeper is not None:
+                    self._keeper.terminate()
+                raise
+
+    async def open(self, new_cluster_id: str) -> StoreSnapshot:
+        """See the port. One process for itself, which did not lead first, waits for a holder's lease, not for ever."""
+        if self._generation is None:
+            try:
+                async with asyncio.timeout(2 * self._lease_ms / 1000 + leadership.REGAIN_SECONDS):
+                    await self.lead()
+            except TimeoutError:
+                raise StoreUnavailable(
+                    f"{self._server.name} cannot be opened: another process leads and renews; stop it, or start this"
+                    " one as a standby of it (tidelog metadata)"
+                ) from None
+            self._tasks.start("metadata-renew", self._keep_renewing())
+        async with self._writing("opened") as connection:
+            await connection.execute(
+                "INSERT INTO meta SELECT 'cluster_id', $1 FROM"
+                " (SELECT FROM leader WHERE generation = $2 FOR SHARE) AS leads ON CONFLICT DO NOTHING",
+                new_cluster_id,
+                self._leading(),
+            )
+            return await self._load(connection)
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        async with self._writing("written") as connection:
+            if self._writer is None:
+                raise StoreUnavailable(f"{self._server.name} must be reloaded after a failed write")
+            dropped = await self._writer.write(connection, changes)
+        if dropped:
+            self._purge_later()
+
+    async def reload(self) -> StoreSnapshot:
+        self._writer = None
+        async with self._writing("read") as connection:
+            return await self._load(connection)
+
+    async def find_extents(
+        self, topic_id: TopicId, partition: int, offset: int, byte_max: int, before_offset: int
+    ) -> list[Extent]:
+        async with self._reading() as pool:
+            return await postgres_reader.find_extents(pool, topic_id, partition, offset, byte_max, before_offset)
+
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        async with self._reading() as pool:
+            return await postgres_reader.find_extent_by_timestamp(pool, topic_id, partition, timestamp_ms)
+
+    async def close(self) -> None:
+        """Finish a write that is under way, within some seconds, and give up the lock. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._tasks.stop()
+        try:
+            with suppress(TimeoutError, StoreUnavailable):
+                async with asyncio.timeout(CLOSE_SECONDS), self._turn:
+                    with self._server.explained("closed"):
+                        if self._connection is not None and not self._connection.is_closed():
+                            await leadership.give_up_lock(self._connection)
+        finally:
+            self._forget_leading()
+            if self._readers is not None:
+                self._readers.terminate()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(f"{self._server.name} is closed")
+
+    def _leading(self) -> int:
+        """The generation this process leads under. :raises Deposed: it does so no more. :raises StoreUnavailable:"""
+        self._check_open()
+        if self._generation is None:
+            raise StoreUnavailable(f"{self._server.name} is not open")
+        if self._deposed:
+            raise leadership.deposed(self._generation)
+        return self._generation
+
+    def _forget_leading(self) -> None:
+        for connection in (self._connection, self._keeper):
+            if connection is not None:
+                connection.terminate()
+        self._connection = self._keeper = self._session = self._writer = self._generation = None
+        self._deposed = False
+
+    @asynccontextmanager
+    async def _writing(self, verb: str) -> AsyncIterator[Connection]:
+        """The writer's connection, with the lock, for one caller at a time. After an error only a reload may use it."""
+        async with self._turn:
+            with self._server.explained(verb):
+                try:
+                    yield await self._regained()
+                except BaseException as error:
+                    self._writer = None
+                    self._deposed = self._deposed or isinstance(error, Deposed)
+                    await self._roll_back(error)
+                    raise
+
+    async def _regained(self) -> Connection:
+        """The writer's connection; a new one, if it was lost and this process leads nevertheless."""
+        generation = self._leading()
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        connection = await self._server.connect("writer", WRITE_SECONDS)
+        try:
+            await leadership.regain_lock(connection, self._clock, generation, self._session)
+            self._session = await leadership.session(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        _log.info("metadata_connection_regained", generation=generation)
+        self._connection = connection
+        return connection
+
+    async def _roll_back(self, error: BaseException) -> None:
+        """Leave the connection fit for another transaction, or closed."""
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            return
+        if isinstance(error, asyncpg.PostgresError | StoreUnavailable | ValueError):
+            with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                if connection.is_in_transaction():
+                    await connection.execute("ROLLBACK", timeout=ROLL_BACK_SECONDS)
+                return
+        connection.terminate()  # there was no answer: whatever may still come of it, it is not waited for here
+
+    async def _load(self, connection: Connection) -> StoreSnapshot:
+        snapshot, self._writer = await postgres_reader.load(connection, self._leading())
+        self._purge_later()
+        return snapshot
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[Pool]:
+        self._check_open()
+        with self._server.explained("read"):
+            async with asyncio.timeout(READ_SECONDS):
+                if self._readers is None:
+                    self._readers = self._server.pool("reader", READ_SECONDS, READERS)
+                yield await self._readers
+
+    async def _migrate(self, connection: Connection) -> None:
+        """Bring the schema up to date, all or nothing, beside the ``connection`` that has the lock."""
+        revision = None
+        if await connection.fetchval("SELECT to_regclass('alembic_version') IS NOT NULL"):
+            revision = await connection.fetchval(READ_REVISION)
+        if needs_migration(revision):
+            from metadata.store.migrations.apply import upgrade_postgresql
+
+            _log.info("metadata_migrating", revision=revision or "new")
+            await upgrade_postgresql(lambda: self._server.connect("migration", None), leadership.MIGRATING)
+
+    async def _keep_renewing(self) -> None:
+        """For a process that leads without being asked to renew."""
+        while True:
+            await self._clock.sleep(EMBEDDED_RENEW_SECONDS)
+            try:
+                await self.renew()
+            except Deposed as error:
+                _log.error("metadata_deposed", error=str(error))
+                return
+            except StoreUnavailable as error:
+                _log.warning("metadata_not_renewed", error=str(error))
+
+    def _purge_later(self) -> None:
+        """Remove rows of deleted topics behind whatever is queued, one bounded transaction at a time."""
+        if not self._closed and (self._purging is None or self._purging.done()):
+            self._purging = self._tasks.start("metadata-purge", self._purge())
+
+    async def _purge(self) -> None:
+        """Ends when there is nothing left, or at the first failure: the next start goes on with it."""
+        more = True
+        try:
+            while more:
+                async with self._writing("purged") as connection:
+                    more = self._writer is not None and await purge(connection, self._leading(), PURGE_ROWS)
+        except (StoreUnavailable, ValueError) as error:
+            _log.warning("metadata_purge_failed", error=str(error))
+
+
+async def _warn_of_settings(connection: Connection) -> None:
+    """Say when this server may forget what it has acknowledged."""
+    unsafe = await connection.fetch(
+        "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
+    )
+    if unsafe:
+        _log.warning("metadata_not_durable", off=[name for (name,) in unsafe], hint="a power cut may lose records")

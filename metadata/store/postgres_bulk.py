@@ -1,0 +1,121 @@
+"""The one statement that adds the rows of a usual write to PostgreSQL, and the rows that are collected for it.
+
+It is a transaction of its own: one round trip for the rows, the check of the generation and the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = tuple[int | str | bytes, ...]
+
+# Table, its columns with their types, and what to do with a row whose key is there. Rows of one statement have
+# different keys: later ones replaced earlier ones when they were collected.
+_TABLES: tuple[tuple[str, str, str], ...] = (
+    (
+        "segments",
+        "segment_id bigint, agent_epoch bigint, sequence bigint, segment_key text, byte_length bigint,"
+        " commit_ms bigint",
+        "",
+    ),
+    ("answers", "agent_epoch bigint, sequence bigint, answer bytea", ""),
+    (
+        "extents",
+        "partition_key bigint, base_offset bigint, last_offset bigint, segment_id bigint, byte_position bigint,"
+        " byte_length bigint, max_timestamp_ms bigint, running_timestamp_ms bigint, commit_ms bigint",
+        "",
+    ),
+    (
+        "producers",
+        "partition_key bigint, producer_id bigint, state bytea, updated_ms bigint",
+        "(partition_key, producer_id) DO UPDATE SET state = excluded.state, updated_ms = excluded.updated_ms",
+    ),
+    (
+        "group_offsets",
+        "group_id bytea, partition_key bigint, committed_offset bigint, leader_epoch bigint, metadata bytea,"
+        " commit_ms bigint",
+        "(group_id, partition_key) DO UPDATE SET committed_offset = excluded.committed_offset,"
+        " leader_epoch = excluded.leader_epoch, metadata = excluded.metadata, commit_ms = excluded.commit_ms",
+    ),
+    ("consumer_groups", "group_id bytea, record bytea", "(group_id) DO UPDATE SET record = excluded.record"),
+    (
+        "counters",
+        "name text, value bigint",
+        "(name) DO UPDATE SET value = greatest(counters.value, excluded.value)",
+    ),
+)
+LEADS = "SELECT FROM leader WHERE generation = {generation} FOR SHARE"
+"""One row if ``generation`` leads, and then it does so until the transaction ends; none if another does."""
+
+
+def _bulk_statement() -> str:
+    """Answers 1 if the generation ($1) leads and everything was done, 0 if another leads and nothing was."""
+    parts = [
+        f"WITH leads AS MATERIALIZED ({LEADS.format(generation='$1')})",
+        "settled AS (DELETE FROM answers USING unnest($2::bigint[], $3::bigint[]) AS upto (agent_epoch, sequence)"
+        " WHERE answers.agent_epoch = upto.agent_epoch AND answers.sequence <= upto.sequence"
+        " AND EXISTS (SELECT FROM leads))",
+    ]
+    number = 4
+    for table, declared, conflict in _TABLES:
+        columns = [column.split() for column in declared.split(", ")]
+        names = ", ".join(name for name, _ in columns)
+        arrays = ", ".join(f"${number + index}::{kind}[]" for index, (_, kind) in enumerate(columns))
+        number += len(columns)
+        parts.append(
+            f"new_{table} AS (INSERT INTO {table} ({names})"
+            f" SELECT new.* FROM leads, unnest({arrays}) AS new ({names})"
+            + (f" ON CONFLICT {conflict})" if conflict else ")")
+        )
+    return ",\n".join(parts) + "\nSELECT count(*) FROM leads"
+
+
+BULK = _bulk_statement()
+_WIDTHS = [len(declared.split(", ")) for _, declared, _ in _TABLES]
+
+
+class Bulk:
+    """The rows of one bulk statement, by table and key."""
+
+    __slots__ = ("answers", "counters", "extents", "groups", "offsets", "producers", "segments", "settled")
+
+    def __init__(self) -> None:
+        self.settled: dict[int, int] = {}
+        self.segments: list[Row] = []
+        self.answers: dict[int, dict[int, Row]] = {}
+        """By agent epoch and sequence."""
+        self.extents: list[Row] = []
+        self.producers: dict[tuple[int, int], Row] = {}
+        self.offsets: dict[tuple[bytes, int], Row] = {}
+        self.groups: dict[bytes, Row] = {}
+        self.counters: dict[str, Row] = {}
+
+    def settle(self, agent_epoch: int, sequence: int) -> None:
+        """What the statement deletes is what was there before it: answers it adds itself are left out instead."""
+        self.settled[agent_epoch] = max(sequence, self.settled.get(agent_epoch, sequence))
+        added = self.answers.get(agent_epoch, {})
+        for each in [each for each in added if each <= sequence]:
+            del added[each]
+
+    def count_up(self, name: str, value: int) -> None:
+        kept = self.counters.get(name)
+        if kept is None or value > kept[1]:  # type: ignore[operator]  # rows are of many types, this one is a number
+            self.counters[name] = (name, value)
+
+    def columns(self) -> list[Sequence[object]]:
+        """Columns, as :data:`BULK` wants them after the generation; empty when there is nothing to do."""
+        tables: list[Sequence[Row]] = [
+            self.segments,
+            [row for added in self.answers.values() for row in added.values()],
+            self.extents,
+            list(self.producers.values()),
+            list(self.offsets.values()),
+            list(self.groups.values()),
+            list(self.counters.values()),
+        ]
+        if not self.settled and not any(tables):
+            return []
+        columns: list[Sequence[object]] = [list(self.settled), list(self.settled.values())]
+        for rows, width in zip(tables, _WIDTHS, strict=True):
+            columns.extend(zip(*rows, strict=True) if rows else [()] * width)
+        return columns

@@ -1,0 +1,28 @@
+"""Every metadata store by name, for suites that must hold for all: ``memory``, ``sqlite`` and ``postgresql``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.tools.postgres import PostgresServer
+
+DURABLE_STORES = ("sqlite", "postgresql")
+STORES = ("memory", *DURABLE_STORES)
+
+
+@contextmanager
+def metadata_url(kind: str, folder: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty store of ``kind``; gone at the end. Skips the test where PostgreSQL is missing."""
+    if kind == "memory":
+        yield "memory://"
+    elif kind == "sqlite":
+        yield f"sqlite:///{folder}/metadata.sqlite"
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = server.create_database()
+        yield url
+        server.drop_database(url)
