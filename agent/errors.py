@@ -42,6 +42,7 @@ REFUSALS: dict[Refusal, tuple[ErrorCode, ErrorClass]] = {
     Refusal.INVALID_REQUEST: (ErrorCode.invalid_request, _FATAL),
     Refusal.OUT_OF_ORDER_SEQUENCE: (ErrorCode.out_of_order_sequence_number, _FATAL),
     Refusal.INVALID_PRODUCER_EPOCH: (ErrorCode.invalid_producer_epoch, _FATAL),
+    Refusal.UNKNOWN_PRODUCER_ID: (ErrorCode.unknown_producer_id, _FATAL),
     Refusal.OFFSET_OUT_OF_RANGE: (ErrorCode.offset_out_of_range, _FATAL),
     Refusal.STALE_BROKER_EPOCH: (ErrorCode.stale_broker_epoch, _FATAL),
     Refusal.COORDINATOR_NOT_AVAILABLE: (ErrorCode.coordinator_not_available, _RETRIABLE),

@@ -8,8 +8,7 @@ head of the queue      then
 uploading              wait (its upload, and everything behind it, has a deadline)
 settled, never sent    drop it: its upload failed or its deadline passed before anything was asked. The
                        gap in the sequences is allowed, and its object can be deleted
-uploaded               send it, together with the uploaded ones right behind it, in one call; without the batches
-                       that would overtake a failed one of their idempotent producer
+uploaded               send it, together with the uploaded ones right behind it, in one call
 sent, outcome unknown  send *the same* again until the answer is known: nothing behind it goes first
 =====================  =================================================================================
 
@@ -20,13 +19,9 @@ late commit is what any retry sees in Kafka: an idempotent producer's retried ba
 acknowledged with its offsets, a plain producer's is stored twice. What queues up behind it meanwhile is not sent,
 fails at its own deadline, and leaves nothing behind; so at most one group is ever unresolved.
 
-**No overtaking.** Every batch of a failed segment is remembered (``ingest/failed_sequences.py``), whatever it failed
-of. From then on no later batch of the same idempotent producer, epoch and partition is sent before one that begins at
-or before the failed sequence, as a retry does: the metadata service cannot see the gap when it does not know the
-producer. This is decided for each segment just before it is sent. Since appends, and so batches, are sent in one order,
-everything that was appended before the segment has then either been sent or failed. Only the batches concerned are
-left out; they fail with their segment's answer, retriably. A plain producer's pipelined batches may change their order
-when one fails, as in Kafka.
+When a segment fails, the ones behind it go on. What an idempotent producer pipelined behind its failed batch is then
+refused by the metadata service, until that has come back (RFC 5). A plain producer's pipelined batches may change their
+order, as in Kafka.
 """
 
 from __future__ import annotations
@@ -37,7 +32,6 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from ingest.failed_sequences import FailedSequences
 from ingest.metrics import IngestMetrics
 from ingest.sealed import SealedSegment
 from ingest.sink import SegmentSink
@@ -71,7 +65,6 @@ class Committer:
         metrics: IngestMetrics,
         sink: SegmentSink,
         discard: Callable[[Sequence[str]], None],
-        failed_sequences: FailedSequences,
     ) -> None:
         self._metadata = metadata
         self._budget = budget
@@ -80,7 +73,6 @@ class Committer:
         self._metrics = metrics
         self._sink = sink
         self._discard = discard
-        self._failed_sequences = failed_sequences
         self._queue: deque[SealedSegment] = deque()
         self._wake = asyncio.Event()
         self._all_settled = asyncio.Event()
@@ -126,7 +118,6 @@ class Committer:
             if not segment.settled:
                 self._fail(segment, error, outcome)
         self._queue.clear()
-        self._failed_sequences.restart()
 
     async def wait_settled(self) -> None:
         """Return when no ticket of a sealed segment waits any more."""
@@ -150,15 +141,6 @@ class Committer:
             self._wake.set()
 
     def _next_group(self) -> list[SealedSegment]:
-        """What to send now, which then must be sent: failures it makes up for are forgotten."""
-        while group := self._uploaded_group():
-            if self._failed_sequences:
-                group = [segment for segment in group if self._keeps_order(segment)]
-            if group:
-                break
-        return group
-
-    def _uploaded_group(self) -> list[SealedSegment]:
         """The uploaded segments at the head, after dropping what ended there unsent."""
         while self._queue and self._queue[0].settled:
             self._queue.popleft()
@@ -174,20 +156,6 @@ class Committer:
                 break
             group.append(segment)
         return group
-
-    def _keeps_order(self, segment: SealedSegment) -> bool:
-        """Leave out what would overtake a failed batch; False when nothing is left, and the segment has failed."""
-        overtaking = self._failed_sequences.overtaking(segment.sequence, segment.extents)
-        if overtaking:
-            _log.warning("batches_overtaking", sequence=segment.sequence, count=len(overtaking))
-            self._metrics.batches_overtaking.inc(len(overtaking))
-            segment.leave_out(overtaking)
-            if not segment.extents:
-                assert segment.segment_key is not None
-                self._discard([segment.segment_key])
-                self._fail(segment, IngestFailed("earlier batches of its producers failed"), "failed")
-                return False
-        return True
 
     async def _commit(self, agent_epoch: int, group: list[SealedSegment]) -> None:
         commits = [segment.commit() for segment in group]
@@ -261,8 +229,6 @@ class Committer:
             self._discard([commit.segment_key])
 
     def _fail(self, segment: SealedSegment, error: IngestFailed, outcome: str) -> None:
-        for extent in segment.extents:
-            self._failed_sequences.add(segment.sequence, extent.topic_id, extent.partition, extent.batches)
         self._count_settled(segment, outcome)
         segment.fail(error)
         if segment.upload is not None:

@@ -53,11 +53,6 @@ class IngestMetrics:
             "Retried batches acknowledged with their first offsets.",
             registry=registry,
         )
-        self.batches_overtaking = Counter(
-            "tidelog_ingest_batches_overtaking_total",
-            "Record batches failed (retriable) because an earlier batch of their idempotent producer had failed.",
-            registry=registry,
-        )
         hedges = Counter(
             "tidelog_ingest_hedges_total",
             "Second PUTs of straggling segments: won, lost (the first was faster), failed (neither worked), "

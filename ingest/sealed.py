@@ -11,8 +11,7 @@ from metadata.model import ExtentDraft, SegmentCommit, SegmentCommitted
 
 
 class SealedSegment:
-    """Its bytes, who waits for it, and how far it has come. ``waiters`` has an entry per extent, in extent order;
-    ``left_out`` those whose batches will not be committed with it.
+    """Its bytes, who waits for it, and how far it has come. ``waiters`` has an entry per extent, in extent order.
 
     *Settled*: its tickets have their outcomes (and its memory is given back). *Sent*: a commit that names it was asked
     for at least once, so that only the metadata service knows whether it is committed.
@@ -25,7 +24,6 @@ class SealedSegment:
         "encoded",
         "extents",
         "held_bytes",
-        "left_out",
         "record_count",
         "sealed_at",
         "segment_key",
@@ -53,7 +51,6 @@ class SealedSegment:
         self.encoded: EncodedSegment | None = encoded
         self.extents: tuple[ExtentDraft, ...] = encoded.extents
         self.waiters = waiters
-        self.left_out: list[Waiters] = []
         self.batch_count = sum(len(tickets) for tickets, _ in waiters)
         self.record_count = record_count
         self.data_byte_length = encoded.byte_length - len(encoded.ending)
@@ -77,36 +74,6 @@ class SealedSegment:
         assert self.encoded is not None and self.segment_key is not None
         return SegmentCommit(self.sequence, self.segment_key, self.encoded.byte_length, self.extents)
 
-    def leave_out(self, batches: set[tuple[int, int]]) -> None:
-        """Do not commit ``batches``, (extent, batch) indexes; they fail when the segment settles. Before it is sent.
-
-        The extents are split around them: their bytes stay in the object and are in no extent.
-        """
-        assert not self.sent and not self.settled
-        extents: list[ExtentDraft] = []
-        waiters: list[Waiters] = []
-        for row, (extent, (tickets, indexes)) in enumerate(zip(self.extents, self.waiters, strict=True)):
-            position = run_position = extent.byte_position
-            start = 0
-            for column, batch in enumerate(extent.batches):
-                position += batch.byte_length
-                if (row, column) not in batches:
-                    continue
-                self.left_out.append(([tickets[column]], [indexes[column]]))
-                self.batch_count -= 1
-                self.record_count -= batch.record_count
-                self.data_byte_length -= batch.byte_length
-                if column > start:
-                    kept = extent.batches[start:column]
-                    extents.append(ExtentDraft(extent.topic_id, extent.partition, run_position, kept))
-                    waiters.append((tickets[start:column], indexes[start:column]))
-                start, run_position = column + 1, position
-            if start < len(extent.batches):
-                kept = extent.batches[start:]
-                extents.append(ExtentDraft(extent.topic_id, extent.partition, run_position, kept))
-                waiters.append((tickets[start:], indexes[start:]))
-        self.extents, self.waiters = tuple(extents), waiters
-
     def check_answer(self, answer: SegmentCommitted) -> None:
         """:raises RuntimeError: the answer is to something else; acknowledging from it could lose records."""
         shape = [len(tickets) for tickets, _ in self.waiters]
@@ -123,24 +90,18 @@ class SealedSegment:
                 elif outcome.duplicate:
                     duplicate += 1
                 ticket.settle(index, outcome)
-        self._fail(self.left_out, IngestFailed("an earlier batch of its producer failed and has not come back yet"))
         self._release()
         return refused, duplicate
 
     def fail(self, error: IngestFailed) -> None:
         """Give every batch ``error``."""
-        self._fail(self.waiters, error)
-        self._fail(self.left_out, error)
-        self._release()
-
-    def _fail(self, waiters: list[Waiters], error: IngestFailed) -> None:
-        for tickets, indexes in waiters:
+        for tickets, indexes in self.waiters:
             for ticket, index in zip(tickets, indexes, strict=True):
                 ticket.settle(index, error)
+        self._release()
 
     def _release(self) -> None:
         self.settled = True
         self.waiters = []
-        self.left_out = []
         self.extents = ()
         self.encoded = None

@@ -14,7 +14,6 @@ import structlog
 
 from ingest.buffer import BATCH_OVERHEAD_BYTES, OpenSegment
 from ingest.committer import Committer
-from ingest.failed_sequences import BEFORE_ALL, FailedSequences
 from ingest.metrics import IngestMetrics
 from ingest.policy import SealReason, seal_after_append
 from ingest.sealed import SealedSegment
@@ -81,10 +80,7 @@ class SegmentWriter:
         self._on_fenced = on_fenced
         self._segment_bytes_max = settings.segment_bytes_max
         self._uploader = Uploader(store, settings, clock, entropy, supervisor, metrics)
-        self._failed_sequences = FailedSequences(clock, settings.upload_deadline_ms / 1000)
-        self._committer = Committer(
-            metadata, budget, clock, entropy, metrics, sink, self._uploader.discard, self._failed_sequences
-        )
+        self._committer = Committer(metadata, budget, clock, entropy, metrics, sink, self._uploader.discard)
         self._state = _State.NEW
         self._agent_epoch = -1
         self._sequence = 0
@@ -124,7 +120,7 @@ class SegmentWriter:
         segment = self._open
         if segment is None:
             if self._state is not _State.RUNNING:
-                self._turn_away(ticket, index, batch)
+                asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
                 return
             segment = self._open_segment()
         segment.append(ticket, index, batch)
@@ -183,12 +179,6 @@ class SegmentWriter:
     def upload_problem(self) -> str | None:
         """Why the latest attempt of an upload failed, while something waits for it."""
         return self._uploader.failure if self._committer.unsettled else None
-
-    def _turn_away(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
-        if self._state is not _State.STOPPED:
-            # What its producer pipelined may come when the writer runs (again).
-            self._failed_sequences.add(BEFORE_ALL, batch.topic_id, batch.partition, [batch])
-        asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
 
     def _open_segment(self) -> OpenSegment:
         timer = asyncio.get_running_loop().call_later(self._settings.linger_ms / 1000, self._linger_over)
@@ -262,7 +252,6 @@ class SegmentWriter:
             segment.timer.cancel()
             self._budget.give("segment", segment.charged_batches * BATCH_OVERHEAD_BYTES)
             for run in segment.runs.values():
-                self._failed_sequences.add(BEFORE_ALL, run.topic_id, run.partition, run.batches)
                 for ticket, index in zip(run.tickets, run.indexes, strict=True):
                     ticket.settle(index, error)
         self._committer.fail_all(error, outcome)

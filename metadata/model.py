@@ -31,6 +31,7 @@ class Refusal(enum.StrEnum):
     INVALID_REQUEST = "invalid_request"
     OUT_OF_ORDER_SEQUENCE = "out_of_order_sequence_number"
     INVALID_PRODUCER_EPOCH = "invalid_producer_epoch"
+    UNKNOWN_PRODUCER_ID = "unknown_producer_id"
     OFFSET_OUT_OF_RANGE = "offset_out_of_range"
     STALE_BROKER_EPOCH = "stale_broker_epoch"
     # consumer groups

@@ -20,13 +20,23 @@ from metadata.producers import ProducerState
 class PartitionState:
     """One partition while commands decide; its high watermark may be ahead of what is durable."""
 
-    __slots__ = ("dropped", "high_watermark", "log_start_offset", "partition", "producers", "topic_id")
+    __slots__ = (
+        "dropped",
+        "high_watermark",
+        "log_start_offset",
+        "partition",
+        "producer_id_floor",
+        "producers",
+        "topic_id",
+    )
 
-    def __init__(self, topic_id: TopicId, partition: int, log_start_offset: int = 0, high_watermark: int = 0) -> None:
+    def __init__(self, topic_id: TopicId, partition: int, producer_id_floor: int = 0) -> None:
         self.topic_id = topic_id
         self.partition = partition
-        self.log_start_offset = log_start_offset
-        self.high_watermark = high_watermark
+        self.log_start_offset = 0
+        self.high_watermark = 0
+        self.producer_id_floor = producer_id_floor
+        """Producers with ids below it may have been forgotten here."""
         self.producers: dict[int, ProducerState] = {}
         self.dropped = False
 
@@ -36,9 +46,11 @@ class TopicState:
 
     __slots__ = ("partitions", "topic")
 
-    def __init__(self, topic: Topic) -> None:
+    def __init__(self, topic: Topic, producer_id_floor: int = 0) -> None:
         self.topic = topic
-        self.partitions = [PartitionState(topic.topic_id, index) for index in range(topic.partition_count)]
+        self.partitions = [
+            PartitionState(topic.topic_id, index, producer_id_floor) for index in range(topic.partition_count)
+        ]
 
 
 @dataclass(slots=True)
@@ -57,11 +69,13 @@ def commit_extent(
     commit: SegmentCommit,
     draft: ExtentDraft,
     now_ms: int,
+    producer_ids_granted: int,
     outcome: CommitOutcome,
     touched: dict[ProducerState, None],
 ) -> tuple[BatchCommitted, ...]:
     """Decide the batches of one draft; accepted ones that touch in the segment become one extent.
 
+    ``producer_ids_granted``: ids from here on were never handed out.
     The hot loop of the service: every batch of every producer passes here once.
     """
     if topic is None or not 0 <= draft.partition < len(topic.partitions):
@@ -81,14 +95,19 @@ def commit_extent(
         # Clients without idempotence send id -1 with any sequence (aiokafka, kafkajs: 0): it means nothing.
         if producer_id >= 0:
             producer = partition.producers.get(producer_id)
-            if producer is None:
-                producer = partition.producers[producer_id] = ProducerState(
-                    partition, producer_id, batch.producer_epoch
-                )
-            verdict = producer.offer(batch.producer_epoch, batch.base_sequence, batch.record_count, offset)
-            if verdict is None:
-                touched[producer] = None
+            verdict: int | Refusal | None
+            if producer is None and batch.base_sequence != 0 and producer_id >= partition.producer_id_floor:
+                # Something of it came before this, and failed or is still to come: it may not be overtaken.
+                known = producer_id < producer_ids_granted
+                verdict = Refusal.OUT_OF_ORDER_SEQUENCE if known else Refusal.UNKNOWN_PRODUCER_ID
             else:
+                if producer is None:
+                    producer = ProducerState(partition, producer_id, batch.producer_epoch)
+                    partition.producers[producer_id] = producer
+                verdict = producer.offer(batch.producer_epoch, batch.base_sequence, batch.record_count, offset)
+                if verdict is None:
+                    touched[producer] = None
+            if verdict is not None:
                 if offset > run_base:
                     run = (run_base, offset - 1, run_position, position - run_position, run_timestamp)
                     outcome.extents.append(_extent(partition, commit.segment_key, run, now_ms))

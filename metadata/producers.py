@@ -8,7 +8,8 @@ The order of the checks is Kafka's (ProducerAppendInfo, ProducerStateEntry):
 3. a higher epoch that does not begin at sequence 0: OUT_OF_ORDER_SEQUENCE;
 4. a sequence that does not follow the last one (2147483647 is followed by 0): OUT_OF_ORDER_SEQUENCE.
 
-A producer that is not known may begin anywhere: its state may have expired.
+A producer that a partition does not know begins at sequence 0, unless its state may have been forgotten there
+(``metadata.partitions``): then it may begin anywhere.
 """
 
 from __future__ import annotations

@@ -48,6 +48,11 @@ PRODUCERS_MAX = 1_000_000
 """Producer states held; beyond it the least recently used expire early (their producers may begin anywhere again)."""
 PRODUCER_ID_BLOCK = 1_000
 """Producer ids are reserved in the store by the block, so that handing one out is rarely a write."""
+DELETED_NAMES_MAX = 10_000
+"""Names of deleted topics remembered one by one; from then on a deletion of another counts for every name."""
+_DELETED = "deleted_topic/"
+_DELETED_TOPICS = "deleted_topics"
+"""Counters: producer ids granted when the topic of a name, or any topic, was deleted last."""
 PARTITIONS_PER_TOPIC_MAX = 10_000
 FENCED_EPOCH = -1
 """In the place of the epoch of an agent that has none."""
@@ -86,6 +91,7 @@ class State:
             partition = self.topics[row.topic_id].partitions[row.partition]
             partition.log_start_offset = row.log_start_offset
             partition.high_watermark = row.high_watermark
+            partition.producer_id_floor = row.producer_id_floor
         self._producers: OrderedDict[ProducerState, None] = OrderedDict()
         for saved in sorted(snapshot.producers, key=lambda producer: producer.updated_ms):
             partition = self.topics[saved.topic_id].partitions[saved.partition]
@@ -102,6 +108,7 @@ class State:
                 owner.answers[answer.sequence] = answer.answer
                 owner.last_sequence = answer.sequence
         self._counters = dict(snapshot.counters)
+        self._deleted_names = sum(name.startswith(_DELETED) for name in self._counters)
         self._producer_id_next = self._producer_ids_reserved = self._counters.get("producer_id", 0)
 
     @property
@@ -145,8 +152,9 @@ class State:
             )
         topic = Topic(topic_id, name, partition_count, dict(configs), now_ms)
         if changes is not None:
-            self._index(TopicState(topic))
-            changes.append(TopicSaved(topic))
+            floor = max(self._counters.get(_DELETED + name, 0), self._counters.get(_DELETED_TOPICS, 0))
+            self._index(TopicState(topic, floor))
+            changes.append(TopicSaved(topic, floor))
         return topic
 
     def delete_topic(self, topic_id: TopicId, changes: list[Change]) -> None:
@@ -159,6 +167,14 @@ class State:
         for partition in state.partitions:
             partition.dropped = True
         changes.append(TopicDropped(topic_id))
+        counter = _DELETED + state.topic.name
+        if counter not in self._counters:
+            if self._deleted_names == DELETED_NAMES_MAX:
+                counter = _DELETED_TOPICS
+            else:
+                self._deleted_names += 1
+        if self._counters.get(counter, 0) < self._producer_id_next:
+            self._set_counter(counter, self._producer_id_next, changes)
 
     def alter_topic_configs(self, topic_id: TopicId, configs: dict[str, str], changes: list[Change]) -> Topic:
         """Replace the configs of a topic by ``configs``, valid already. :raises Refused: UNKNOWN_TOPIC_ID."""
@@ -265,18 +281,23 @@ class State:
                 break
             examined += 1
             del self._producers[producer]
-            if not producer.partition.dropped:
-                del producer.partition.producers[producer.producer_id]
-                expired.append((producer.partition.topic_id, producer.partition.partition, producer.producer_id))
+            partition = producer.partition
+            if not partition.dropped:
+                del partition.producers[producer.producer_id]
+                partition.producer_id_floor = max(partition.producer_id_floor, producer.producer_id + 1)
+                expired.append((partition.topic_id, partition.partition, producer.producer_id))
         if expired:
             changes.append(ProducersExpired(tuple(expired)))
         return examined
 
     def _count(self, name: str, changes: list[Change]) -> int:
         value = self._counters.get(name, 0) + 1
+        self._set_counter(name, value, changes)
+        return value
+
+    def _set_counter(self, name: str, value: int, changes: list[Change]) -> None:
         self._counters[name] = value
         changes.append(CounterSaved(name, value))
-        return value
 
     # --- commits ----------------------------------------------------------------------------------------
 
@@ -308,7 +329,15 @@ class State:
             extents_before = len(outcome.extents)
             rows = tuple(
                 [
-                    commit_extent(self.topics.get(draft.topic_id), commit, draft, now_ms, outcome, touched)
+                    commit_extent(
+                        self.topics.get(draft.topic_id),
+                        commit,
+                        draft,
+                        now_ms,
+                        self._producer_id_next,
+                        outcome,
+                        touched,
+                    )
                     for draft in commit.extents
                 ]
             )

@@ -289,6 +289,6 @@ def _commit_refusal(outcome: BatchCommitted | IngestFailed | None) -> PartitionR
         assert outcome.refusal is not None
         if outcome.refusal is Refusal.UNKNOWN_TOPIC_ID:
             return _UNKNOWN_TOPIC
-        return PartitionRefusal(error_code(outcome.refusal))
+        return PartitionRefusal(error_code(outcome.refusal), log_start_offset=outcome.log_start_offset)
     assert outcome is not None, "a ticket settles with every outcome filled in"
     return PartitionRefusal(failure_code(outcome), str(outcome)[:_MESSAGE_CHARACTERS_MAX])

@@ -192,6 +192,8 @@ class PartitionRefusal:
     message: str | None = None
     record_errors: tuple[RecordError, ...] = ()
     leader_id: int = NO_LEADER
+    log_start_offset: int = -1
+    """Java's producers only act on UNKNOWN_PRODUCER_ID when they are told it."""
 
 
 PartitionAck = tuple[int, int, int, int]
@@ -272,7 +274,7 @@ def _encode_legacy(out: bytearray, api_version: int, topics: Sequence[TopicResul
                     out += row.pack(partition, 0, base_offset, log_append_time_ms)
                 continue
             partition, refusal = result
-            refused = _ROW.pack(partition, refusal.error_code, -1, -1, -1)
+            refused = _ROW.pack(partition, refusal.error_code, -1, -1, refusal.log_start_offset)
             out += refused if told_start else refused[:-8]
             if told_errors:
                 out += _INT32.pack(len(refusal.record_errors))
@@ -298,7 +300,7 @@ def _encode_flexible(
                 out += _ACK_FLEXIBLE.pack(partition, 0, base_offset, log_append_time_ms, log_start_offset, 1, 0, 0)
                 continue
             partition, refusal = result
-            out += _ROW.pack(partition, refusal.error_code, -1, -1, -1)
+            out += _ROW.pack(partition, refusal.error_code, -1, -1, refusal.log_start_offset)
             write_uvarint(out, len(refusal.record_errors) + 1)
             for record_error in refusal.record_errors:
                 out += _INT32.pack(record_error.batch_index)

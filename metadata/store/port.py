@@ -114,7 +114,7 @@ class CallsForgotten(msgspec.Struct, frozen=True, tag=True):
 
 
 class CounterSaved(msgspec.Struct, frozen=True, tag=True):
-    """A named number that only grows: ``agent_epoch``, ``node_id``, ``producer_id``."""
+    """A named number that only grows, as ``agent_epoch``, ``node_id``, ``producer_id``; a bounded number of them."""
 
     name: str
     value: int

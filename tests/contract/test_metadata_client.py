@@ -402,6 +402,65 @@ async def test_a_sequence_that_does_not_follow_is_refused(world: World, restarte
     assert (await world.found(0)).high_watermark == 3
 
 
+async def refusal_of(
+    world: World, sequence: int, producer: int, base_sequence: int, topic: bytes | None = None, partition: int = 0
+) -> Refusal | None:
+    draft = batch(1, producer=producer, epoch=0, sequence=base_sequence)
+    commit = segment(sequence, (topic or world.topic.topic_id, partition, [draft]), key=f"segments/s{sequence}")
+    (answer,) = await world.client.commit_segments(world.epoch, sequence - 1, [commit])
+    return answer.extents[0][0].refusal
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_producer_that_cannot_have_been_forgotten_begins_at_sequence_zero(
+    world: World, restarted: bool
+) -> None:
+    """Else its first batch, which failed or is still to come, is overtaken: it could never be stored any more."""
+    producer = (await world.client.grant_producer_id(-1, -1)).producer_id
+    if restarted:
+        await world.restart()
+    assert await refusal_of(world, 1, producer, 1) is Refusal.OUT_OF_ORDER_SEQUENCE
+    assert await refusal_of(world, 2, producer, 2**31 - 1) is Refusal.OUT_OF_ORDER_SEQUENCE
+    assert await refusal_of(world, 3, 10**12, 1) is Refusal.UNKNOWN_PRODUCER_ID
+    assert (await world.found(0)).high_watermark == 0
+    assert await refusal_of(world, 4, producer, 0) is None
+    assert await refusal_of(world, 5, producer, 1) is None
+    assert await refusal_of(world, 6, producer, 2, partition=1) is Refusal.OUT_OF_ORDER_SEQUENCE, "of each partition"
+    assert await refusal_of(world, 7, 10**12, 0) is None
+    assert await refusal_of(world, 8, 10**12, 1) is None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_producer_whose_state_expired_goes_on_where_it_was(world: World, restarted: bool) -> None:
+    idle, young = [(await world.client.grant_producer_id(-1, -1)).producer_id for _ in range(2)]
+    assert await refusal_of(world, 1, idle, 0) is None
+    world.clock.wall_ms += 24 * 3_600_000
+    await world.clock.pass_seconds(61)
+    world.epoch = (await world.client.register_agent(registration())).agent_epoch
+    if restarted:
+        await world.restart()
+    assert await refusal_of(world, 2, young, 1) is Refusal.OUT_OF_ORDER_SEQUENCE
+    assert await refusal_of(world, 3, idle, 1, partition=1) is Refusal.OUT_OF_ORDER_SEQUENCE, "it never was there"
+    assert await refusal_of(world, 4, idle, 1) is None
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_producer_goes_on_in_a_topic_made_anew(world: World, restarted: bool) -> None:
+    known = (await world.client.grant_producer_id(-1, -1)).producer_id
+    assert await refusal_of(world, 1, known, 0) is None
+    await world.client.delete_topic(world.topic.topic_id)
+    young = (await world.client.grant_producer_id(-1, -1)).producer_id
+    if restarted:
+        await world.restart()
+    again = (await world.client.create_topic("logs", 2, {})).topic_id
+    other = (await world.client.create_topic("another", 1, {})).topic_id
+    if restarted:
+        await world.restart()
+    assert await refusal_of(world, 2, young, 1, again) is Refusal.OUT_OF_ORDER_SEQUENCE
+    assert await refusal_of(world, 3, known, 1, other) is Refusal.OUT_OF_ORDER_SEQUENCE
+    assert await refusal_of(world, 4, known, 1, again) is None
+
+
 async def test_a_commit_of_duplicates_only_is_remembered(world: World) -> None:
     sent = segment(1, (world.topic.topic_id, 0, [batch(2, producer=7, epoch=0, sequence=0)]))
     again = segment(2, (world.topic.topic_id, 0, [batch(2, producer=7, epoch=0, sequence=0)]))

@@ -1,7 +1,8 @@
 """Random commits, retries, failed writes and restarts, against a model that keeps every batch ever accepted.
 
 Checked after each step: offsets are dense and never used twice, a duplicate is acknowledged with its first offset, the
-window is five batches, sequences wrap, epochs fence; at the end, that readers find exactly the accepted bytes.
+window is five batches, sequences wrap, epochs fence, who is not known and cannot have been forgotten begins at
+sequence 0; at the end, that readers find exactly the accepted bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tests.support.metadata import FaultyMetadataStore, batch, registration, run
 
 PARTITIONS = 2
 SEQUENCES = 2**31
+FORGOTTEN, YOUNG, NEVER_GRANTED = 0, 1, 2**40
+"""Producer ids: granted before a topic of this name was deleted, granted since, and from nowhere."""
 
 
 @dataclass
@@ -69,6 +72,10 @@ class Model:
                 return BatchCommitted(-1, 0, False, Refusal.INVALID_PRODUCER_EPOCH)
             elif known and first != 0:
                 return BatchCommitted(-1, 0, False, Refusal.OUT_OF_ORDER_SEQUENCE)
+            elif not known and first != 0 and one.producer_id != FORGOTTEN:
+                never_granted = one.producer_id == NEVER_GRANTED
+                refusal = Refusal.UNKNOWN_PRODUCER_ID if never_granted else Refusal.OUT_OF_ORDER_SEQUENCE
+                return BatchCommitted(-1, 0, False, refusal)
         self.logs[partition].append(
             Accepted(base, one.record_count, one.producer_id, one.producer_epoch, first, key, position, one.byte_length)
         )
@@ -90,6 +97,8 @@ class Offer:
         epoch, first, count = 2, SEQUENCES - 3, self.record_count
         if self.producer < 0:
             epoch, first = -1, 0
+        elif not known and self.producer != FORGOTTEN and self.kind not in ("skip", "new epoch, not at zero"):
+            first = 0
         elif known:
             epoch, first = known[-1].epoch, (known[-1].last + 1) % SEQUENCES
             if self.kind.startswith("again-"):
@@ -113,7 +122,7 @@ KINDS += ["skip", "zero", "new epoch", "new epoch, not at zero", "old epoch"]
 OFFERS = st.builds(
     Offer,
     st.integers(0, PARTITIONS - 1),
-    st.sampled_from([-1, 0, 0, 1]),
+    st.sampled_from([-1, FORGOTTEN, FORGOTTEN, YOUNG, NEVER_GRANTED]),
     st.sampled_from(KINDS),
     st.integers(1, 4),
     st.integers(60, 70),
@@ -217,6 +226,10 @@ async def run(steps: list[tuple[str, Any]]) -> None:
         async with running_service(state.store, entropy_seed=start + 1) as service:
             if start == 0:
                 state.epoch = (await service.register_agent(registration())).agent_epoch
+                deleted = await service.create_topic("logs", PARTITIONS, {})
+                assert (await service.grant_producer_id(-1, -1)).producer_id == FORGOTTEN
+                await service.delete_topic(deleted.topic_id)
+                assert (await service.grant_producer_id(-1, -1)).producer_id == YOUNG
                 state.topic = await service.create_topic("logs", PARTITIONS, {})
             else:
                 await state.check_offsets(service)

@@ -121,7 +121,7 @@ class FakeMetadata:
         self.answers: dict[tuple[int, int], SegmentCommitted] = {}
         self.refuse: Callable[[Any], Refusal | None] = lambda _batch: None
         self._producers: dict[tuple[bytes, int, int, int], dict[int, int]] = {}
-        """Base sequence to offset, in the order of commits: a producer may begin anywhere, and then goes on gapless."""
+        """Base sequence to offset, in the order of commits: a producer begins at 0 and goes on gapless."""
         self._next_sequences: dict[tuple[bytes, int, int, int], int] = {}
         self._last_sequence: dict[int, int] = {}
 
@@ -166,7 +166,7 @@ class FakeMetadata:
                     if batch.base_sequence in seen:
                         row.append(BatchCommitted(seen[batch.base_sequence], 0, duplicate=True))
                         continue
-                    if batch.base_sequence != self._next_sequences.get(producer, batch.base_sequence):
+                    if batch.base_sequence != self._next_sequences.get(producer, 0):
                         row.append(BatchCommitted(-1, -1, refusal=Refusal.OUT_OF_ORDER_SEQUENCE))
                         continue
                     self._next_sequences[producer] = batch.base_sequence + batch.record_count
@@ -208,6 +208,7 @@ class IngestBench:
         budget_bytes: int = 64 << 20,
         on_fenced: Callable[[], None] | None = None,
         clock: Any = None,
+        agent_epoch: int = 1,
         **settings: Any,
     ) -> None:
         self.store = store if store is not None else FakeStore()
@@ -230,7 +231,7 @@ class IngestBench:
             self.sink,
             on_fenced,
         )
-        self.writer.start(1)
+        self.writer.start(agent_epoch)
 
     def produce(self, *batches: bytes, partition: int = 0, topic_id: bytes = TOPIC) -> asyncio.Future[list[Any]]:
         """Append ``batches`` as one request; resolves to the ticket's outcomes."""

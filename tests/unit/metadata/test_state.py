@@ -141,6 +141,28 @@ def test_producer_ids_are_reserved_by_the_block(world: World) -> None:
     ]
 
 
+def test_a_deletion_is_remembered_by_name_and_when_there_are_too_many_for_every_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata.state, "DELETED_NAMES_MAX", 2)
+
+    def floor(name: str, number: int) -> int:
+        changes: list[Change] = []
+        world.state.create_topic(name, 1, {}, topic_id(number), 1, 100, changes)
+        (saved,) = changes
+        assert isinstance(saved, TopicSaved)
+        return saved.producer_id_floor
+
+    for number, name in enumerate(("a", "b", "a"), 10):
+        assert floor(name, number) == {10: 0, 11: 0, 12: 1}[number]
+        world.state.grant_producer_id(-1, -1, [])
+        world.state.delete_topic(topic_id(number), [])
+    assert (floor("a", 20), floor("b", 21), floor("c", 22)) == (3, 2, 0)
+    world.state.delete_topic(topic_id(22), [])
+    assert floor("d", 24) == 3
+    assert floor("c", 25) == 3
+
+
 def test_idle_producers_expire_oldest_first_and_only_as_many_as_asked(world: World) -> None:
     for number in range(5):
         world.commit(number, (world.topic, 0, [batch(1, producer=number, epoch=0, sequence=0)]), now_ms=number)
