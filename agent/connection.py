@@ -22,10 +22,11 @@ from agent.intake import Intake
 from agent.outgoing import Outgoing
 from agent.slots import Slot
 from agent.wire.apis import API_BY_KEY, API_VERSIONS, FETCH, JOIN_GROUP, PRODUCE, SYNC_GROUP, Api
-from agent.wire.codec import BODY_BYTES_MAX, decode_header, decode_request
+from agent.wire.codec import BODY_BYTES_MAX, client_id_of, decode_header, decode_request
 from agent.wire.errors import DecodeError
 from agent.wire.frames import Block
 from agent.wire.produce_codec import PartitionRefusal, decode_produce
+from agent.zone_traffic import ZoneBytes
 
 if TYPE_CHECKING:
     from agent.dispatch import Answer
@@ -64,7 +65,10 @@ class Connection(asyncio.BufferedProtocol):
         "_busy_at",
         "_call",
         "_client_host",
+        "_client_id",
         "_close_reason",
+        "_crossing",
+        "_early_bytes",
         "_ending",
         "_flush_is_due",
         "_intake",
@@ -77,6 +81,7 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_unsent_bytes",
         "_write_paused",
+        "_zone",
     )
 
     def __init__(self, server: KafkaServer) -> None:
@@ -89,6 +94,13 @@ class Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._call: Call | None = None
         self._client_host = ""
+        self._client_id: str | None = None
+        self._zone = ""
+        """The client's; empty until its first request says what it is called."""
+        self._crossing: ZoneBytes | None = None
+        """Where bytes are counted while the client's zone is not ours."""
+        self._early_bytes = 0
+        """Received before the zone was known."""
         self._close_reason: str | None = None
         self._ending = False
         self._pumping = False
@@ -151,6 +163,10 @@ class Connection(asyncio.BufferedProtocol):
         intake, server = self._intake, self._server
         assert intake is not None
         server.metrics.received_bytes += count
+        if self._crossing is not None:
+            self._crossing.received += count
+        elif not self._zone:
+            self._early_bytes += count
         block = intake.received(count, server.coarse_now)
         if block is not None:
             block.arrived_at = server.clock.monotonic()
@@ -241,6 +257,8 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(Slot(self, block, server.metrics.apis[PRODUCE]), BAD_REQUEST, str(error))
             return
         self._produces = True
+        if not self._zone:
+            self._meet(client_id_of(block.buffer, start, end))
         call = ProduceCall(self, block, server.agent)
         self._slots.append(call)
         if call.take_in(request, server.clock.now_ms()):
@@ -275,9 +293,22 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(slot, BAD_REQUEST, str(error))
             return
         self._slots.append(slot)
-        call = Call(api.key, header.api_version, header.correlation_id, header.client_id, self._client_host)
+        if header.client_id != self._client_id or not self._zone:
+            self._meet(header.client_id)
+        call = Call(api.key, header.api_version, header.correlation_id, header.client_id, self._client_host, self._zone)
         self._call = call
         self._task = server.supervisor.start(f"kafka-{api.name}", self._answer(slot, call, request))
+
+    def _meet(self, client_id: str | None) -> None:
+        """The client says what it is called, and with that in which zone it is."""
+        roster = self._server.agent.roster
+        self._client_id = client_id
+        self._zone = roster.client_zone(client_id, self._client_host[1:])
+        self._crossing = None
+        if self._zone != roster.zone:
+            self._crossing = self._server.metrics.cross_zone.of(roster.zone_label(self._zone))
+            self._crossing.received += self._early_bytes
+        self._early_bytes = 0
 
     async def _answer(self, slot: Slot, call: Call, request: Any) -> None:
         try:
@@ -395,6 +426,8 @@ class Connection(asyncio.BufferedProtocol):
             outgoing.write(frames[0] if len(frames) == 1 else b"".join(frames))
         if sent_bytes:
             self._server.metrics.sent_bytes += sent_bytes
+            if self._crossing is not None:
+                self._crossing.sent += sent_bytes
         if slots and slots[0].closes is not None:
             self.close(slots[0].closes)
         elif self._ending and not slots and self._close_reason is None:

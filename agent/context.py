@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.topics import TopicDirectory
@@ -38,13 +39,15 @@ class AgentIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request's circumstances. ``client_host`` is the peer's address, as Kafka shows it (``/10.0.0.1``)."""
+    """One request's circumstances. ``client_host`` is the peer's address, as Kafka shows it (``/10.0.0.1``); ``zone``
+    is the client's (:meth:`agent.roster.Roster.client_zone`), empty for the agent's own."""
 
     api_key: int
     api_version: int
     correlation_id: int
     client_id: str | None
     client_host: str
+    zone: str = ""
 
 
 @dataclass(slots=True)
@@ -62,3 +65,5 @@ class Agent:
     budget: Budget
     metrics: AgentMetrics
     roster: Roster
+    large_answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Answers that keep the event loop busy for long are made one at a time."""

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 import structlog
 
+from agent.context import Call
 from agent.metrics import AgentMetrics
 from agent.routing import Route, Servers, ZoneMap, candidates, client_words, route_to
 from agent.wire.endpoints import NodeEndpoint
@@ -105,6 +106,10 @@ class Roster:
     def zone_label(self, zone: str) -> str:
         """``zone`` as metrics may name it: one of a bounded number."""
         return zone if zone in self._zones else UNKNOWN_ZONE
+
+    def route_for(self, call: Call) -> Route:
+        """Where the client that made ``call`` is sent."""
+        return self.route(call.zone or self.zone, call.client_id, call.client_host.removeprefix("/"))
 
     def route(self, zone: str, client_id: str | None, host: str) -> Route:
         """Where a client of ``zone`` is sent; counted when its zone has nobody."""

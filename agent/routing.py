@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from agent.rendezvous import highest_of_many, ranked, seed
+from agent.rendezvous import highest, highest_of_many, ranked, seed
 from agent.wire.endpoints import NodeEndpoint
 from metadata.agent_model import AgentCondition, AgentInfo
 from metadata.model import TopicId
@@ -127,8 +127,12 @@ class Servers:
         node_id = self.leaders(topic_id, partition_count, chunk)[index]
         return next(endpoint for endpoint in self.endpoints if endpoint.node_id == node_id)
 
+    def first(self, thing: bytes) -> NodeEndpoint:
+        """Whom ``thing`` (a group) belongs to."""
+        return self.endpoints[highest(thing, self._seeds)]
+
     def ranked(self, thing: bytes) -> list[NodeEndpoint]:
-        """Everybody, the one that ``thing`` (a group, a client) belongs to first, then who would follow it."""
+        """Everybody: the one that ``thing`` (a client) belongs to, then who would follow it."""
         return [self.endpoints[index] for index in ranked(thing, self._seeds)]
 
 
@@ -140,11 +144,18 @@ class Route(NamedTuple):
     endpoints: tuple[NodeEndpoint, ...]
     """Whom it hears of."""
 
+    def leaders(self, topic_id: TopicId, partition_count: int, chunk: int) -> Sequence[int]:
+        """As :meth:`Servers.leaders`."""
+        if self.chosen is None:
+            return self.servers.leaders(topic_id, partition_count, chunk)
+        count = min(CHUNK_PARTITIONS, partition_count - chunk * CHUNK_PARTITIONS)
+        return [self.chosen.node_id] * count
+
     def leader(self, topic_id: TopicId, partition_count: int, partition: int) -> NodeEndpoint:
         return self.chosen or self.servers.leader(topic_id, partition_count, partition)
 
     def coordinator(self, group_id: str) -> NodeEndpoint:
-        return self.chosen or self.servers.ranked(b"group:" + group_id.encode())[0]
+        return self.chosen or self.servers.first(b"group:" + group_id.encode())
 
 
 def route_to(servers: Servers, client_key: str | None) -> Route:

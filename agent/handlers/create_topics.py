@@ -67,7 +67,9 @@ def _partition_count(wanted: Any, agent: Agent) -> int:
                 "Both numPartitions or replicationFactor and replicasAssignments were set. Both cannot be used at the "
                 "same time.",
             )
-        _check_assignments(wanted.assignments, agent.identity.node_id)
+        _check_assignments(
+            wanted.assignments, {agent.identity.node_id, *(known.node_id for known in agent.roster.agents)}
+        )
         return len(wanted.assignments)
     if wanted.replication_factor < 1 and wanted.replication_factor != DEFAULT:
         raise Refused(
@@ -84,7 +86,7 @@ def _partition_count(wanted: Any, agent: Agent) -> int:
     return int(wanted.num_partitions)
 
 
-def _check_assignments(assignments: Any, node_id: int) -> None:
+def _check_assignments(assignments: Any, node_ids: set[int]) -> None:
     if sorted(row.partition_index for row in assignments) != list(range(len(assignments))):
         raise Refused(
             Refusal.INVALID_REPLICA_ASSIGNMENT,
@@ -97,7 +99,7 @@ def _check_assignments(assignments: Any, node_id: int) -> None:
                 f"The manual partition assignment of partition {row.partition_index} includes no brokers.",
             )
         for broker_id in row.broker_ids:
-            if broker_id != node_id:
+            if broker_id not in node_ids:
                 raise Refused(
                     Refusal.INVALID_REPLICA_ASSIGNMENT,
                     f"The manual partition assignment includes broker {broker_id}, but no such broker is registered.",

@@ -10,23 +10,27 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
-from agent.handlers.metadata import OPERATIONS_UNKNOWN
+from agent.handlers.metadata import controller_id
+from agent.wire.metadata_codec import OPERATIONS_UNKNOWN
 
 BROKERS = 1
 
 
-async def handle(_call: Call, request: Any, agent: Agent) -> Body:
-    """This agent is the whole cluster, and stands in for the controller."""
-    identity = agent.identity
+async def handle(call: Call, request: Any, agent: Agent) -> Body:
+    """The agents this client is sent to, as in the Metadata answer."""
+    route = agent.roster.route_for(call)
     endpoint_type = getattr(request, "endpoint_type", BROKERS)
     body: Body = {
         "throttle_time": 0,
         "error_code": ErrorCode.none,
         "error_message": None,
         "endpoint_type": endpoint_type,
-        "cluster_id": identity.cluster_id,
-        "controller_id": identity.node_id,
-        "brokers": ({"broker_id": identity.node_id, "host": identity.host, "port": identity.port, "rack": None},),
+        "cluster_id": agent.identity.cluster_id,
+        "controller_id": controller_id(route, agent.identity.node_id),
+        "brokers": tuple(
+            {"broker_id": endpoint.node_id, "host": endpoint.host, "port": endpoint.port, "rack": None}
+            for endpoint in route.endpoints
+        ),
         "cluster_authorized_operations": OPERATIONS_UNKNOWN,
     }
     if endpoint_type != BROKERS:

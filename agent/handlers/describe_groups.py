@@ -16,7 +16,7 @@ from kio.schema.errors import ErrorCode
 from agent.context import Agent, Body, Call
 from agent.group_errors import UNAVAILABLE, group_code
 from agent.handlers.answer_limit import AnswerLimit
-from agent.handlers.metadata import OPERATIONS_UNKNOWN
+from agent.wire.metadata_codec import OPERATIONS_UNKNOWN
 from metadata.group_model import GroupDescription
 from metadata.model import MetadataUnavailable, Refusal
 

@@ -83,6 +83,14 @@ def decode_header(buffer: FrameBuffer, start: int, end: int) -> RequestHeader:
     return RequestHeader(api_key, api_version, correlation_id, client_id, position)
 
 
+def client_id_of(buffer: FrameBuffer, start: int, end: int) -> str | None:
+    """The client id of a request that nobody else reads it from; None when it has none that is text."""
+    try:
+        return decode_header(buffer, start, end).client_id
+    except DecodeError:
+        return None
+
+
 def decode_request(api_key: int, api_version: int, body: bytes) -> Any:
     """The kio entity of a served request's body.
 

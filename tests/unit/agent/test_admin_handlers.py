@@ -1,7 +1,9 @@
 """The administrative handlers against a metadata service in memory; every answer is encoded in every version."""
 
 import asyncio
+import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from types import SimpleNamespace
@@ -24,14 +26,14 @@ from agent.handlers import (
     metadata,
 )
 from agent.topics import TopicDirectory
-from agent.wire.codec import encode_response
+from agent.wire.codec import EncodedResponse, encode_response, response_prefix
 from metadata.config_definitions import LONG_MAX
 from metadata.model import MetadataUnavailable, ProducerIdGranted, Refusal, Refused, Topic, TopicsChanged
 from metadata.state import check_topic_name
 from metadata.topic_configs import TOPIC_CONFIGS, validate_topic_configs
 from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import Settings, TopicSettings
-from tests.support.agents import lone_roster
+from tests.support.agents import agent_info, lone_roster
 
 NODE = 7
 Handler = Callable[[Call, Any, Agent], Awaitable[Body]]
@@ -133,10 +135,16 @@ def entity(**fields: Any) -> SimpleNamespace:
     return SimpleNamespace(**fields)
 
 
-async def ask(handler: Any, api_key: int, version: int, request: Any, agent: Agent) -> Any:
+async def ask(
+    handler: Any, api_key: int, version: int, request: Any, agent: Agent, zone: str = "", client_id: str = "test"
+) -> Any:
     """The answer as a client of this version decodes it."""
-    call = Call(api_key, version, 5, "test", "/127.0.0.1")
-    frame = encode_response(api_key, version, 5, await handler.handle(call, request, agent))
+    call = Call(api_key, version, 5, client_id, "/127.0.0.1", zone)
+    body = await handler.handle(call, request, agent)
+    if isinstance(body, EncodedResponse):
+        frame = response_prefix(api_key, version, 5, body.byte_length) + b"".join(body.chunks)
+    else:
+        frame = encode_response(api_key, version, 5, body)
     schema = load_response_schema(api_key, version)
     header = 5 if schema.__flexible__ and api_key != 18 else 4
     answer, size = entity_reader(schema)(frame, 4 + header)
@@ -148,8 +156,10 @@ def wanted_topic(name: str | None = None, topic_id: uuid.UUID | None = None) -> 
     return entity(name=name, topic_id=topic_id)
 
 
-async def ask_metadata(agent: Agent, topics: Any, version: int = 13, **fields: Any) -> Any:
-    return await ask(metadata, 3, version, entity(topics=topics, **fields), agent)
+async def ask_metadata(
+    agent: Agent, topics: Any, version: int = 13, *, zone: str = "", client_id: str = "test", **fields: Any
+) -> Any:
+    return await ask(metadata, 3, version, entity(topics=topics, **fields), agent, zone, client_id)
 
 
 # --- Metadata ---------------------------------------------------------------------------------------------
@@ -249,6 +259,51 @@ async def test_topics_are_found_by_id_from_version_12_on(agent: Agent, store: Fa
     for version in (10, 11):
         (row,) = (await ask_metadata(agent, (wanted_topic(None, topic_id),), version)).topics
         assert row.error_code is ErrorCode.invalid_request
+
+
+@pytest.mark.parametrize("version", range(14))
+async def test_leaders_are_spread_over_the_agents_of_the_clients_zone(
+    version: int, agent: Agent, store: FakeMetadata
+) -> None:
+    agent.roster.heard([agent_info(NODE, "a"), agent_info(8, "a"), agent_info(9, "b")])
+    await store.create_topic("logs", 3_000, {})
+    near = await ask_metadata(agent, (entity(name="logs"),), version)
+    assert {broker.node_id for broker in near.brokers} == {NODE, 8}
+    (topic,) = near.topics
+    assert [row.partition_index for row in topic.partitions] == list(range(3_000))
+    led = Counter(row.leader_id for row in topic.partitions)
+    assert set(led) == {NODE, 8}
+    assert min(led.values()) > 1_300
+    assert all(row.replica_nodes == row.isr_nodes == (row.leader_id,) for row in topic.partitions)
+    far = await ask_metadata(agent, (entity(name="logs"),), version, zone="b")
+    assert [(broker.node_id, broker.host) for broker in far.brokers] == [(9, "agent-9")]
+    assert {row.leader_id for row in far.topics[0].partitions} == {9}
+    if version >= 1:
+        assert (near.controller_id, far.controller_id) == (NODE, 9), "a broker of the answer"
+    one = await ask_metadata(agent, (entity(name="logs"),), version, client_id="x,strategy=client")
+    assert len({row.leader_id for row in one.topics[0].partitions}) == 1
+
+
+async def test_other_tasks_have_their_turns_while_all_of_a_large_cluster_is_described(
+    agent: Agent, store: FakeMetadata
+) -> None:
+    agent.roster.heard([agent_info(NODE, "a"), *(agent_info(node, "a") for node in range(8, 38))])
+    store.directory.reset(Topic(number.to_bytes(16, "big"), f"topic-{number}", 30, {}, 0) for number in range(1, 3_001))
+    turns, longest, before = 0, 0.0, time.perf_counter()
+
+    async def others() -> None:
+        nonlocal turns, longest, before
+        while True:
+            await asyncio.sleep(0)
+            now = time.perf_counter()
+            turns, longest, before = turns + 1, max(longest, now - before), now
+
+    background = asyncio.create_task(others())
+    encoded = await metadata.handle(Call(3, 13, 5, "test", "/127.0.0.1"), entity(topics=None), agent)
+    background.cancel()
+    print(f"{encoded.byte_length} bytes, {turns} turns for others, the longest without one {longest * 1000:.1f} ms")
+    assert turns > 40
+    assert longest < 0.2, "some ten milliseconds on a quiet machine"
 
 
 async def test_a_topic_named_twice_is_answered_once(agent: Agent) -> None:
