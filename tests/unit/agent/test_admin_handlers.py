@@ -1,7 +1,6 @@
 """The administrative handlers against a metadata service in memory; every answer is encoded in every version."""
 
 import asyncio
-import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -289,21 +288,19 @@ async def test_other_tasks_have_their_turns_while_all_of_a_large_cluster_is_desc
 ) -> None:
     agent.roster.heard([agent_info(NODE, "a"), *(agent_info(node, "a") for node in range(8, 38))])
     store.directory.reset(Topic(number.to_bytes(16, "big"), f"topic-{number}", 30, {}, 0) for number in range(1, 3_001))
-    turns, longest, before = 0, 0.0, time.perf_counter()
+    turns = 0
 
     async def others() -> None:
-        nonlocal turns, longest, before
+        nonlocal turns
         while True:
             await asyncio.sleep(0)
-            now = time.perf_counter()
-            turns, longest, before = turns + 1, max(longest, now - before), now
+            turns += 1
 
     background = asyncio.create_task(others())
     encoded = await metadata.handle(Call(3, 13, 5, "test", "/127.0.0.1"), entity(topics=None), agent)
     background.cancel()
-    print(f"{encoded.byte_length} bytes, {turns} turns for others, the longest without one {longest * 1000:.1f} ms")
-    assert turns > 40
-    assert longest < 0.2, "some ten milliseconds on a quiet machine"
+    assert encoded.byte_length > 90_000 * 20
+    assert turns > 40, "one for every 2,048 partitions"
 
 
 async def test_a_topic_named_twice_is_answered_once(agent: Agent) -> None:
