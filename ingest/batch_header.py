@@ -6,6 +6,7 @@ import struct
 
 import msgspec
 
+from metadata.model import BatchDraft
 from storage.store import Chunk
 
 HEADER_BYTES = 61
@@ -25,8 +26,9 @@ CONTROL_BIT = 0x20
 NO_TIMESTAMP = -1
 NO_SEQUENCE = -1
 
-_HEADER = struct.Struct(">qiibIhiqqqhii")
-assert _HEADER.size == HEADER_BYTES
+HEADER = struct.Struct(">qiibIhiqqqhii")
+"""The fields of :class:`BatchHeader`, in order."""
+assert HEADER.size == HEADER_BYTES
 
 
 class MalformedRecords(Exception):
@@ -61,7 +63,7 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
         :raises MalformedRecords: fewer than 61 bytes are left there.
         """
         try:
-            return cls(*_HEADER.unpack_from(payload, position))
+            return cls(*HEADER.unpack_from(payload, position))
         except struct.error:
             raise MalformedRecords(f"a record batch has at least {HEADER_BYTES} bytes, got {len(payload)}") from None
 
@@ -74,3 +76,14 @@ class BatchHeader(msgspec.Struct, frozen=True, gc=False):
     def codec(self) -> int:
         """Number of the compression codec, 0 to 7 (Kafka knows 0 to 4)."""
         return self.attributes & CODEC_MASK
+
+    def draft(self) -> BatchDraft:
+        """The batch as a segment's footer and its commit describe it."""
+        return BatchDraft(
+            self.byte_length,
+            self.record_count,
+            self.max_timestamp_ms,
+            self.producer_id,
+            self.producer_epoch,
+            self.base_sequence,
+        )

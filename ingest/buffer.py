@@ -6,7 +6,7 @@ import asyncio
 
 from ingest.segment import PartitionRun
 from ingest.ticket import PendingBatch, ProduceTicket
-from metadata.model import BatchDraft, TopicId
+from metadata.model import TopicId
 
 Waiters = tuple[list[ProduceTicket], list[int]]
 """For each batch of a run, in order, the ticket and the index in it that the batch settles. Two lists, because a pair
@@ -52,21 +52,11 @@ class OpenSegment:
         run = self.runs.get(key)
         if run is None:
             run = self.runs[key] = OpenRun(batch.topic_id, batch.partition)
-        payload = batch.payload
-        byte_length = len(payload)
-        run.payloads.append(payload)
-        run.batches.append(
-            BatchDraft(
-                byte_length,
-                batch.record_count,
-                batch.max_timestamp_ms,
-                batch.producer_id,
-                batch.producer_epoch,
-                batch.base_sequence,
-            )
-        )
+        draft = batch.draft
+        run.payloads.append(batch.payload)
+        run.batches.append(draft)
         run.tickets.append(ticket)
         run.indexes.append(index)
-        self.byte_length += byte_length
+        self.byte_length += draft.byte_length
         self.batch_count += 1
-        self.record_count += batch.record_count
+        self.record_count += draft.record_count

@@ -21,6 +21,11 @@ _EXPANSION_OF_LARGE = 4
 """Where an operator has raised ``max.message.bytes``, batches may grow to so many times that when decompressed."""
 
 
+def stores_as_sent(policy: TopicPolicy) -> bool:
+    """Whether this topic takes every valid batch as it was sent: :func:`needs_rewrite` need not be asked."""
+    return policy.compression_type == "producer" and not policy.log_append_time and not needs_walk(policy)
+
+
 def needs_rewrite(header: BatchHeader, policy: TopicPolicy) -> bool:
     """Whether this topic may not take the batch as it was sent; then :func:`rewrite` it."""
     return policy.log_append_time or _needs_thread(header, policy)

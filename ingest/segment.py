@@ -291,14 +291,7 @@ def _check_batch(payload: memoryview, batch: BatchDraft, where: str) -> None:
         header = BatchHeader.parse(payload)
     except MalformedRecords as error:
         raise SegmentCorrupt(f"{where}: {error}") from None
-    described = BatchDraft(
-        header.byte_length,
-        header.record_count,
-        header.max_timestamp_ms,
-        header.producer_id,
-        header.producer_epoch,
-        header.base_sequence,
-    )
+    described = header.draft()
     if described != batch:
         raise SegmentCorrupt(f"{where}: the footer says {batch}, the batch {described}")
     if crc32c.crc32c(payload[CHECKED_FROM:]) != header.crc:

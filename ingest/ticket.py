@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from metadata.model import BatchCommitted, TopicId
+from metadata.model import BatchCommitted, BatchDraft, TopicId
 from storage.store import Chunk
 
 
@@ -18,18 +18,14 @@ class PendingBatch(msgspec.Struct, frozen=True, gc=False):
     """One validated record batch on its way into a segment.
 
     ``payload`` is the whole v2 batch (header included, base offset 0), borrowed from the request's frame. It never
-    changes: the segment's chunks, which may be views of it, can outlive the ticket in the tail's cache. The other
-    fields repeat its header. (A msgspec struct because one is made per batch: 0.3 µs instead of a dataclass's 1.5.)
+    changes: the segment's chunks, which may be views of it, can outlive the ticket in the tail's cache. ``draft`` is
+    what its header says. (A msgspec struct because one is made per batch: 0.3 µs instead of a dataclass's 1.5.)
     """
 
     topic_id: TopicId
     partition: int
     payload: Chunk
-    record_count: int
-    max_timestamp_ms: int
-    producer_id: int
-    producer_epoch: int
-    base_sequence: int
+    draft: BatchDraft
 
 
 class ProduceTicket:

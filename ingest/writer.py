@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -112,30 +112,33 @@ class SegmentWriter:
         if committing is not None:
             await asyncio.wait([committing])
 
-    def append(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
-        """Take in one batch; ``ticket.settle(index, ...)`` follows, never before this returns.
+    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch]) -> None:
+        """Take in the batches of one request, in order; ``ticket.settle(i, ...)`` follows for the i-th, never before
+        this returns.
 
-        Never blocks, never fails; about a microsecond, but for the one append that fills the segment and lays it out.
+        Never blocks, never fails; about a microsecond a batch, but for the one that fills the segment, which is then
+        laid out.
         """
-        segment = self._open
-        if segment is None:
-            if self._state is not _State.RUNNING:
-                asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
-                return
-            segment = self._open_segment()
-        segment.append(ticket, index, batch)
-        if segment.batch_count > segment.charged_batches:
-            segment.charged_batches += _CHARGED_BATCHES
-            self._budget.take("segment", _CHARGED_BATCHES * BATCH_OVERHEAD_BYTES)
-        reason = seal_after_append(
-            segment.byte_length,
-            segment.batch_count,
-            self._segment_bytes_max,
-            self._budget.exhausted,
-            self._committer.unsettled,
-        )
-        if reason is not None:
-            self._seal(segment, reason)
+        for index, batch in enumerate(batches):
+            segment = self._open
+            if segment is None:
+                if self._state is not _State.RUNNING:
+                    asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
+                    continue
+                segment = self._open_segment()
+            segment.append(ticket, index, batch)
+            if segment.batch_count > segment.charged_batches:
+                segment.charged_batches += _CHARGED_BATCHES
+                self._budget.take("segment", _CHARGED_BATCHES * BATCH_OVERHEAD_BYTES)
+            reason = seal_after_append(
+                segment.byte_length,
+                segment.batch_count,
+                self._segment_bytes_max,
+                self._budget.exhausted,
+                self._committer.unsettled,
+            )
+            if reason is not None:
+                self._seal(segment, reason)
 
     async def drain(self) -> None:
         """Seal, upload and commit everything; returns when every ticket has settled and losers' objects are deleted.

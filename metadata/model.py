@@ -95,7 +95,7 @@ class TopicsChanged(msgspec.Struct, frozen=True):
 # --- commits --------------------------------------------------------------------------------------------
 
 
-class BatchDraft(msgspec.Struct, frozen=True, array_like=True):
+class BatchDraft(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One record batch of an uploaded segment, waiting for its offsets.
 
     Batches of an :class:`ExtentDraft` lie back to back in the segment in this order.
@@ -128,7 +128,7 @@ class SegmentCommit(msgspec.Struct, frozen=True, array_like=True):
     extents: tuple[ExtentDraft, ...]
 
 
-class BatchCommitted(msgspec.Struct, frozen=True, array_like=True):
+class BatchCommitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What became of one batch: ``refusal`` None means acknowledged at ``base_offset``.
 
     A duplicate of an idempotent producer is *acknowledged with its first offsets* (``duplicate`` true);

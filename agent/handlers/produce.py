@@ -30,6 +30,7 @@ from agent.wire.produce_codec import (
     NO_RECORDS,
     PartitionAck,
     PartitionRefusal,
+    PartitionSpan,
     ProduceRequest,
     RecordError,
     TopicResults,
@@ -37,10 +38,10 @@ from agent.wire.produce_codec import (
     encode_single_ack,
 )
 from ingest.batch_header import BatchHeader
-from ingest.records import BatchFault, parse_header, validate
-from ingest.rewrite import needs_rewrite, rewrite
+from ingest.records import BatchFault, validate
+from ingest.rewrite import needs_rewrite, rewrite, stores_as_sent
 from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
-from metadata.model import BatchCommitted, Refusal, TopicId
+from metadata.model import BatchCommitted, BatchDraft, Refusal
 from metadata.topic_configs import TopicPolicy
 from storage.store import Chunk
 
@@ -109,39 +110,47 @@ class ProduceCall(Slot):
         if request.transactional_id is not None:
             self._topics = self._all_refused(request.topics, _NO_TRANSACTIONS)
             return True
-        assert self.block is not None
-        payloads = self.block.view
-        directory = self._agent.topics
         for name, spans in request.topics:
-            view = directory.by_name(name)
-            rows: list[_Row] = []
-            for partition, start, end in spans:
-                if view is None or not 0 <= partition < view.partition_count:
-                    rows.append(self._refused(partition, _UNKNOWN_TOPIC))
-                else:
-                    payload = None if start == NO_RECORDS else payloads[start:end]
-                    rows.append(self._checked(view, partition, payload, now_ms))
+            view = self._agent.topics.by_name(name)
+            if view is None:
+                rows: list[_Row] = [self._refused(partition, _UNKNOWN_TOPIC) for partition, _, _ in spans]
+            else:
+                rows = self._take_in_topic(view, spans, now_ms)
             self._topics.append((name, rows))
         return self._rewrites is None
 
-    def _checked(self, view: TopicView, partition: int, payload: memoryview | None, now_ms: int) -> _Row:
-        """Validate one partition's batch; keeps it or says why not."""
-        header = parse_header(payload)
-        if type(header) is BatchFault:
-            return self._refused(partition, _refusal(header))
-        assert payload is not None and type(header) is BatchHeader
+    def _take_in_topic(self, view: TopicView, spans: list[PartitionSpan], now_ms: int) -> list[_Row]:
+        """Validate the batches of one topic; keeps each or says why not."""
+        assert self.block is not None
+        payloads = self.block.view
         policy = view.policy
-        fault = validate(payload, header, policy, now_ms, self._api_version)
-        if fault is not None:
-            return self._refused(partition, _refusal(fault))
+        as_sent = stores_as_sent(policy)
         batches = self._batches
-        index = len(batches)
+        rows: list[_Row] = []
+        for partition, start, end in spans:
+            if not 0 <= partition < view.partition_count:
+                rows.append(self._refused(partition, _UNKNOWN_TOPIC))
+                continue
+            payload = None if start == NO_RECORDS else payloads[start:end]
+            draft = validate(payload, policy, now_ms, self._api_version)
+            if type(draft) is not BatchDraft:
+                assert type(draft) is BatchFault
+                rows.append(self._refused(partition, _refusal(draft)))
+                continue
+            assert payload is not None
+            index = len(batches)
+            if not as_sent:
+                self._note_rewrite(index, payload, policy)
+            batches.append(PendingBatch(view.topic_id, partition, payload, draft))
+            rows.append((partition, index, NO_LOG_APPEND_TIME))
+        return rows
+
+    def _note_rewrite(self, index: int, payload: Chunk, policy: TopicPolicy) -> None:
+        header = BatchHeader.parse(payload)
         if needs_rewrite(header, policy):
             if self._rewrites is None:
                 self._rewrites = []
             self._rewrites.append(_Rewrite(index, payload, header, policy))
-        batches.append(_pending(view.topic_id, partition, payload, header))
-        return (partition, index, NO_LOG_APPEND_TIME)
 
     def _refused(self, partition: int, refusal: PartitionRefusal) -> _Row:
         self._agent.metrics.refused_batches[ErrorCode(refusal.error_code).name] += 1
@@ -171,8 +180,8 @@ class ProduceCall(Slot):
             if rewritten is not task.payload:
                 self._hold(len(rewritten))
                 batch = self._batches[index]
-                header = BatchHeader.parse(rewritten)
-                self._batches[index] = _pending(batch.topic_id, batch.partition, rewritten, header)
+                draft = BatchHeader.parse(rewritten).draft()
+                self._batches[index] = PendingBatch(batch.topic_id, batch.partition, rewritten, draft)
             if task.policy.log_append_time:
                 stamped.add(index)
         kept = [index for index in range(len(self._batches)) if index not in refusals]
@@ -202,11 +211,10 @@ class ProduceCall(Slot):
             return
         metrics = self._agent.metrics
         ticket = ProduceTicket(len(batches), self._settled)
-        append = self._agent.writer.append
-        for index, batch in enumerate(batches):
-            metrics.received_records += batch.record_count
-            append(ticket, index, batch)
+        for batch in batches:
+            metrics.received_records += batch.draft.record_count
         metrics.received_batches += len(batches)
+        self._agent.writer.append(ticket, batches)
         batches.clear()
 
     def _settled(self, ticket: ProduceTicket) -> None:
@@ -237,7 +245,7 @@ class ProduceCall(Slot):
                 partition, index, log_append_time_ms = row
                 assert ticket is not None
                 outcome = ticket.outcomes[index]
-                if isinstance(outcome, BatchCommitted) and outcome.refusal is None:
+                if type(outcome) is BatchCommitted and outcome.refusal is None:
                     results.append((partition, outcome.base_offset, log_append_time_ms, outcome.log_start_offset))
                 else:
                     has_error = True
@@ -260,19 +268,6 @@ class ProduceCall(Slot):
         if self._rewritten_bytes:
             self._agent.budget.give("request", self._rewritten_bytes)
         self.owner.completed(self)
-
-
-def _pending(topic_id: TopicId, partition: int, payload: Chunk, header: BatchHeader) -> PendingBatch:
-    return PendingBatch(
-        topic_id,
-        partition,
-        payload,
-        header.record_count,
-        header.max_timestamp_ms,
-        header.producer_id,
-        header.producer_epoch,
-        header.base_sequence,
-    )
 
 
 def _refusal(fault: BatchFault) -> PartitionRefusal:

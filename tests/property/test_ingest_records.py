@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.batch_header import BatchHeader, MalformedRecords
 from ingest.codecs import XERIAL_HEADER, Codec, compress, decompress
 from ingest.compression import iterate_records, recompress
-from ingest.records import BatchFault, parse_header, validate, validate_records
+from ingest.records import BatchFault, validate, validate_records
 from metadata.topic_configs import topic_policy
 from tests.support.batches import CODECS, build_batch
 
@@ -40,7 +40,7 @@ def test_what_is_written_is_valid_and_reads_back_in_every_codec(records, produce
     times = data.draw(st.lists(st.integers(0, NOW_MS), min_size=len(records), max_size=len(records)))
     batch = build_batch(records, timestamps_ms=times, **producer)
     for rewritten in (batch, recompress(batch, target)):
-        assert validate(rewritten, BatchHeader.parse(rewritten), POLICIES[0], NOW_MS, 9) is None
+        assert validate(rewritten, POLICIES[0], NOW_MS, 9) == BatchHeader.parse(rewritten).draft()
         read = list(iterate_records(rewritten))
         assert [(record.key, record.value) for record in read] == [record[:2] for record in records]
         assert [record.timestamp_ms for record in read] == times
@@ -60,7 +60,8 @@ def test_what_is_written_is_valid_and_reads_back_in_every_codec(records, produce
 def test_hostile_records_raise_one_exception_and_never_pass_for_right(body, codec, count, policy) -> None:  # type: ignore[no-untyped-def]
     batch = build_batch(body=body, attributes=codec, record_count=count, last_offset_delta=max(-(2**31), count - 1))
     header = BatchHeader.parse(batch)
-    fault = validate(batch, header, policy, NOW_MS, 9) or validate_records(batch, header, policy, NOW_MS, 1 << 20)
+    verdict = validate(batch, policy, NOW_MS, 9)
+    fault = verdict if isinstance(verdict, BatchFault) else validate_records(batch, header, policy, NOW_MS, 1 << 20)
     assert fault is None or isinstance(fault, BatchFault)
     try:
         read = sum(1 for _ in itertools.islice(iterate_records(batch), 100_000))
@@ -72,9 +73,7 @@ def test_hostile_records_raise_one_exception_and_never_pass_for_right(body, code
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(POLICIES), st.integers(0, 12))
 def test_random_bytes_are_a_fault(payload: bytes, policy, produce_version: int) -> None:  # type: ignore[no-untyped-def]
-    header = parse_header(payload)
-    if not isinstance(header, BatchFault):
-        assert isinstance(validate(payload, header, policy, NOW_MS, produce_version), BatchFault)
+    assert isinstance(validate(payload, policy, NOW_MS, produce_version), BatchFault)
 
 
 @settings(max_examples=300, deadline=None)
@@ -83,7 +82,7 @@ def test_damage_behind_the_crc_is_always_corrupt_or_earlier(position: int, chang
     batch = bytearray(build_batch([b"value" * 20], **producer))
     position = 16 + position % (len(batch) - 16)
     batch[position] ^= change
-    assert isinstance(validate(batch, BatchHeader.parse(batch), POLICIES[0], NOW_MS, 9), BatchFault)
+    assert isinstance(validate(batch, POLICIES[0], NOW_MS, 9), BatchFault)
 
 
 @settings(max_examples=500, deadline=None)

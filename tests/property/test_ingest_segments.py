@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest.segment import PartitionRun, SegmentCorrupt, check_segment, decode_footer, encode_segment
-from metadata.model import BatchDraft
 from tests.support.batches import build_batch
 from tests.support.ingest_fakes import pending
 
@@ -30,7 +29,7 @@ def encode(runs: list[tuple[bytes, int, list[int]]]) -> bytes:
         for size in sizes:
             batch = pending(build_batch([b"v" * size]))
             run.payloads.append(memoryview(batch.payload))
-            run.batches.append(BatchDraft(len(batch.payload), batch.record_count, batch.max_timestamp_ms))
+            run.batches.append(batch.draft)
         made.append(run)
     encoded = encode_segment(1, 2, 3, made)
     data = b"".join(encoded.chunks())

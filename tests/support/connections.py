@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
@@ -127,10 +127,10 @@ class FakeWriter:
         self.next_offset = 100
         self.fault: Exception | None = None
 
-    def append(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
+    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch]) -> None:
         if self.fault is not None:
             raise self.fault
-        self.appended.append((ticket, index, batch))
+        self.appended += [(ticket, index, batch) for index, batch in enumerate(batches)]
         if self.at_once:
             asyncio.get_running_loop().call_soon(self.settle)
 
@@ -140,7 +140,7 @@ class FakeWriter:
         del self.appended[: len(due)]
         for ticket, index, batch in due:
             ticket.settle(index, outcome or BatchCommitted(self.next_offset, 0))
-            self.next_offset += batch.record_count
+            self.next_offset += batch.draft.record_count
 
 
 class Gate:

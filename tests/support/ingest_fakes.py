@@ -237,8 +237,7 @@ class IngestBench:
         """Append ``batches`` as one request; resolves to the ticket's outcomes."""
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         ticket = ProduceTicket(len(batches), lambda ticket: future.set_result(ticket.outcomes))
-        for index, batch in enumerate(batches):
-            self.writer.append(ticket, index, pending(batch, partition, topic_id))
+        self.writer.append(ticket, [pending(batch, partition, topic_id) for batch in batches])
         return future
 
     def metric(self, name: str, **labels: str) -> float:
@@ -261,17 +260,7 @@ class IngestBench:
 
 def pending(batch: bytes, partition: int = 0, topic_id: bytes = TOPIC) -> PendingBatch:
     """``batch`` as the produce handler hands it over."""
-    header = BatchHeader.parse(batch)
-    return PendingBatch(
-        topic_id,
-        partition,
-        batch,
-        header.record_count,
-        header.max_timestamp_ms,
-        header.producer_id,
-        header.producer_epoch,
-        header.base_sequence,
-    )
+    return PendingBatch(topic_id, partition, batch, BatchHeader.parse(batch).draft())
 
 
 def offsets(outcomes: Sequence[Any]) -> list[int]:

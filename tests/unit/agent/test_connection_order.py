@@ -211,7 +211,7 @@ async def test_topics_that_store_something_else_keep_the_order_of_requests() -> 
             break
         await asyncio.sleep(0.01)
     batches = [batch for _, _, batch in harness.writer.appended]
-    assert [batch.record_count for batch in batches] == [20, 1, 20, 1]
+    assert [batch.draft.record_count for batch in batches] == [20, 1, 20, 1]
     rewritten_bytes = sum(len(batch.payload) for batch in batches[:3])
     assert harness.budget.by_purpose["request"] > rewritten_bytes + 2 * len(records), "the copies are accounted too"
     assert len(batches[0].payload) < len(records)

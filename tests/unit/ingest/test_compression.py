@@ -23,7 +23,7 @@ from ingest.batch_header import BatchHeader, ExpansionLimit, MalformedRecords
 from ingest.codecs import Codec, compress, decompress
 from ingest.compression import Record, iterate_records, recompress, stamp_log_append_time
 from ingest.records import BatchFault, FaultCode, validate
-from ingest.rewrite import needs_rewrite, rewrite
+from ingest.rewrite import needs_rewrite, rewrite, stores_as_sent
 from metadata.topic_configs import topic_policy
 from tests.support.batches import CODECS, build_batch
 
@@ -73,7 +73,7 @@ def test_batches_of_real_producers_are_valid_and_read_right(codec: Codec, builde
     batch = bytes(batches.build())
     header = BatchHeader.parse(batch)
     assert header.codec == codec
-    assert validate(batch, header, topic_policy({}), NOW_MS, 9) is None
+    assert validate(batch, topic_policy({}), NOW_MS, 9) == header.draft()
     read = ours(batch)
     assert [(record.key, record.value) for record in read] == [(key, value) for key, value, _ in RECORDS]
     assert [record.timestamp_ms for record in read] == [NOW_MS + n for n in range(4)]
@@ -87,7 +87,7 @@ def test_real_consumers_read_what_was_recompressed(source: str, target: Codec, r
     rewritten = recompress(batch, target)
     header = BatchHeader.parse(rewritten)
     assert header.codec == target
-    assert validate(rewritten, header, topic_policy({}), NOW_MS, 9) is None
+    assert validate(rewritten, topic_policy({}), NOW_MS, 9) == header.draft()
     assert kafka_records(rewritten, reader) == ours(batch)
 
 
@@ -224,6 +224,7 @@ def store(payload: bytes, configs: dict[str, str]) -> Any:
     header = BatchHeader.parse(payload)
     policy = topic_policy(configs)
     assert needs_rewrite(header, policy) == (configs != {})
+    assert stores_as_sent(policy) == (configs == {})
     return asyncio.run(rewrite(payload, header, policy, NOW_MS))
 
 

@@ -9,7 +9,7 @@ import pytest
 from kio.schema.errors import ErrorCode
 
 from ingest.batch_header import BatchHeader, MalformedRecords
-from ingest.records import BatchFault, FaultCode, needs_walk, parse_header, validate, validate_records
+from ingest.records import BatchFault, FaultCode, needs_walk, validate, validate_records
 from metadata.topic_configs import TopicPolicy, topic_policy
 from tests.support.batches import CODECS, build_batch, build_record
 
@@ -22,13 +22,12 @@ APPEND_TIME = topic_policy({"message.timestamp.type": "LogAppendTime"})
 def fault_of(batch: bytes, policy: TopicPolicy = PLAIN, produce_version: int = 9) -> BatchFault | None:
     """As the produce handler asks."""
     view = memoryview(bytearray(batch))
-    header = parse_header(view)
-    if isinstance(header, BatchFault):
-        return header
-    fault = validate(view, header, policy, NOW_MS, produce_version)
-    if fault is None and needs_walk(policy):
-        return validate_records(view, header, policy, NOW_MS, 1 << 20)
-    return fault
+    draft = validate(view, policy, NOW_MS, produce_version)
+    if isinstance(draft, BatchFault):
+        return draft
+    header = BatchHeader.parse(view)
+    assert draft == header.draft()
+    return validate_records(view, header, policy, NOW_MS, 1 << 20) if needs_walk(policy) else None
 
 
 def test_every_code_is_kios_name() -> None:
@@ -108,7 +107,7 @@ def test_wrong_batches_get_kafkas_error(name: str) -> None:
 
 
 def test_a_null_records_field_is_not_one_batch() -> None:
-    fault = parse_header(None)
+    fault = validate(None, PLAIN, NOW_MS, 9)
     assert isinstance(fault, BatchFault) and fault.code is FaultCode.INVALID_RECORD
 
 
@@ -231,7 +230,7 @@ def test_a_lying_count_beyond_what_is_counted_still_cannot_burn_offsets() -> Non
 def test_the_payload_may_be_any_bytes_like() -> None:
     batch = build_batch()
     for payload in (batch, bytearray(batch), memoryview(batch), memoryview(b"x" + batch + b"y")[1:-1]):
-        assert validate(payload, BatchHeader.parse(payload), PLAIN, NOW_MS, 9) is None
+        assert validate(payload, PLAIN, NOW_MS, 9) == BatchHeader.parse(batch).draft()
 
 
 def test_every_flipped_bit_is_noticed() -> None:

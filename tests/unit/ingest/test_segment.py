@@ -28,18 +28,8 @@ from tests.support.ingest_fakes import TOPIC, pending
 def run(partition: int, *batches: bytes, topic_id: bytes = TOPIC) -> PartitionRun:
     made = PartitionRun(topic_id, partition)
     for batch in batches:
-        described = pending(batch)
         made.payloads.append(batch)
-        made.batches.append(
-            BatchDraft(
-                len(batch),
-                described.record_count,
-                described.max_timestamp_ms,
-                described.producer_id,
-                described.producer_epoch,
-                described.base_sequence,
-            )
-        )
+        made.batches.append(pending(batch).draft)
     return made
 
 

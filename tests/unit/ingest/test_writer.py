@@ -211,7 +211,7 @@ async def test_settling_may_append_again_at_once() -> None:
         if left == 0:
             done.set_result(None)
             return
-        bench.writer.append(ProduceTicket(1, again), 0, pending(build_batch([b"x" * 70_000])))
+        bench.writer.append(ProduceTicket(1, again), [pending(build_batch([b"x" * 70_000]))])
 
     again(None)
     await done

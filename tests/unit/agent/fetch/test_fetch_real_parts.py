@@ -82,9 +82,7 @@ class Parts:
     async def produce(self, topic_id: bytes, partition: int, payload: bytes) -> int:
         settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         ticket = ProduceTicket(1, lambda _: settled.set_result(None))
-        header = BatchHeader.parse(payload)
-        batch = PendingBatch(topic_id, partition, payload, header.record_count, header.max_timestamp_ms, -1, -1, -1)
-        self.writer.append(ticket, 0, batch)
+        self.writer.append(ticket, [PendingBatch(topic_id, partition, payload, BatchHeader.parse(payload).draft())])
         await settled
         (outcome,) = ticket.outcomes
         assert isinstance(outcome, BatchCommitted) and outcome.refusal is None
