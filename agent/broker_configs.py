@@ -22,6 +22,10 @@ class BrokerConfig:
     documentation: str
 
 
+def _listener(settings: Settings) -> str:
+    return f"{'PLAINTEXT' if settings.tls.certificate is None else 'SSL'}://{settings.listen.kafka}"
+
+
 _FROM_SETTINGS: tuple[tuple[str, ConfigType, str, Callable[[Settings], object]], ...] = (
     ("auto.create.topics.enable", ConfigType.BOOLEAN, "topics.auto_create", lambda s: s.topics.auto_create),
     ("connections.max.idle.ms", ConfigType.LONG, "connection.idle_ms", lambda s: s.connection.idle_ms),
@@ -45,7 +49,7 @@ _FROM_SETTINGS: tuple[tuple[str, ConfigType, str, Callable[[Settings], object]],
         "groups.session_timeout_ms_min",
         lambda s: s.groups.session_timeout_ms_min,
     ),
-    ("listeners", ConfigType.STRING, "listen.kafka", lambda s: f"PLAINTEXT://{s.listen.kafka}"),
+    ("listeners", ConfigType.STRING, "listen.kafka", _listener),
     ("max.connections", ConfigType.INT, "connection.connections_max", lambda s: s.connection.connections_max),
     ("num.partitions", ConfigType.INT, "topics.partitions", lambda s: s.topics.partitions),
     (

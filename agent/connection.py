@@ -58,7 +58,8 @@ _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
 
 
 class Connection(asyncio.BufferedProtocol):
-    """See the module's text. One per accepted socket; ``server`` is what all connections of the process share."""
+    """See the module's text. One per accepted socket; ``server`` is what all connections of the process share.
+    ``principals``: the names in the client's certificate."""
 
     __slots__ = (
         "_blocks",
@@ -73,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         "_flush_is_due",
         "_intake",
         "_outgoing",
+        "_principals",
         "_produces",
         "_pumping",
         "_server",
@@ -84,8 +86,9 @@ class Connection(asyncio.BufferedProtocol):
         "_zone",
     )
 
-    def __init__(self, server: KafkaServer) -> None:
+    def __init__(self, server: KafkaServer, principals: tuple[str, ...] = ()) -> None:
         self._server = server
+        self._principals = principals
         self._blocks: deque[Block] = deque()
         self._slots: deque[Slot] = deque()
         self._transport: asyncio.Transport | None = None
@@ -295,7 +298,15 @@ class Connection(asyncio.BufferedProtocol):
         self._slots.append(slot)
         if header.client_id != self._client_id or not self._zone:
             self._meet(header.client_id)
-        call = Call(api.key, header.api_version, header.correlation_id, header.client_id, self._client_host, self._zone)
+        call = Call(
+            api.key,
+            header.api_version,
+            header.correlation_id,
+            header.client_id,
+            self._client_host,
+            self._zone,
+            self._principals,
+        )
         self._call = call
         self._task = server.supervisor.start(f"kafka-{api.name}", self._answer(slot, call, request))
 
@@ -487,6 +498,10 @@ class Connection(asyncio.BufferedProtocol):
         assert self._intake is not None
         overdue = self._intake.gives_way()
         self._cut(overdue.reason, overdue.detail)
+
+    def broken(self, reason: str, detail: str) -> None:
+        """The transport can make nothing of what the client sends."""
+        self._cut(reason, detail)
 
     def _cut(self, reason: str, detail: str) -> None:
         self._report(reason, detail)

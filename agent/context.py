@@ -40,7 +40,8 @@ class AgentIdentity:
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request's circumstances. ``client_host`` is the peer's address, as Kafka shows it (``/10.0.0.1``); ``zone``
-    is the client's (:meth:`agent.roster.Roster.client_zone`), empty for the agent's own."""
+    is the client's (:meth:`agent.roster.Roster.client_zone`), empty for the agent's own; ``principals`` are the names
+    in the client's certificate, its CN first: none where it showed none."""
 
     api_key: int
     api_version: int
@@ -48,6 +49,7 @@ class Call:
     client_id: str | None
     client_host: str
     zone: str = ""
+    principals: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

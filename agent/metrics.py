@@ -53,6 +53,12 @@ class AgentMetrics(Collector):
         self.connections_open = 0
         self.connections_accepted = 0
         self.connections_rejected = 0
+        self.tls_handshakes = 0
+        self.tls_handshakes_pending = 0
+        self.tls_handshakes_failed: Counter[str] = Counter()
+        """By reason; the reasons are the constants in :mod:`agent.tls`."""
+        self.certificate_expires_at: int | None = None
+        """Seconds since the Unix epoch; None without TLS."""
         self.connections_closed: Counter[str] = Counter()
         """By reason; the reasons are the constants in :mod:`agent.connection`."""
         self.apis = {api.key: ApiMetrics(api.name) for api in APIS}
@@ -72,6 +78,7 @@ class AgentMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield from self._connections()
+        yield from self._tls()
         yield from self._requests()
         yield _counter("received_bytes", "Bytes received from Kafka clients, frames included.", self.received_bytes)
         yield _counter("sent_bytes", "Bytes of answers handed to Kafka clients' connections.", self.sent_bytes)
@@ -107,6 +114,27 @@ class AgentMetrics(Collector):
         for reason, count in self.connections_closed.items():
             closed.add_metric([reason], count)
         yield closed
+
+    def _tls(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "tidelog_agent_certificate_expiry_seconds",
+            "When the certificate in use expires, or the first one of its chain (seconds since the Unix epoch).",
+            value=None if self.certificate_expires_at is None else float(self.certificate_expires_at),
+        )
+        yield GaugeMetricFamily(
+            "tidelog_agent_pending_tls_handshakes",
+            "Accepted sockets whose TLS handshake is not done, those that have not sent anything yet included.",
+            value=float(self.tls_handshakes_pending),
+        )
+        yield _counter("tls_handshakes", "TLS handshakes done.", self.tls_handshakes)
+        failed = CounterMetricFamily(
+            "tidelog_agent_failed_tls_handshakes",
+            "TLS handshakes that did not become a connection, by reason.",
+            labels=["reason"],
+        )
+        for reason, count in self.tls_handshakes_failed.items():
+            failed.add_metric([reason], count)
+        yield failed
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(

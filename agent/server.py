@@ -13,6 +13,7 @@ from agent.dispatch import HANDLERS, Dispatcher, Handler
 from agent.failure_log import FailureLog
 from agent.file_limit import raise_file_limit
 from agent.intake import STALLED_SECONDS, large_frame_budget
+from agent.tls import TlsListener
 from agent.wire.codec import warm_up
 from agent.wire.frames import Scratch
 from runtime.tasks import Supervisor
@@ -27,6 +28,8 @@ class KafkaServer:
     """One listener and its connections; also what connections share. One event loop.
 
     :meth:`bind`, :meth:`start`, then :meth:`stop_accepting`, :meth:`drain`, :meth:`close`.
+
+    :raises SettingsError: TLS is configured and a certificate file is wrong.
     """
 
     def __init__(self, agent: Agent, supervisor: Supervisor, handlers: Mapping[int, Handler] = HANDLERS) -> None:
@@ -43,6 +46,8 @@ class KafkaServer:
         self.coarse_now = agent.clock.monotonic()
         """Monotonic seconds as of the last sweep: what idle and stall times are measured with."""
         self._connections: set[Connection] = set()
+        tls = agent.settings.tls.certificate is not None
+        self._tls = TlsListener(self, lambda: len(self._connections)) if tls else None
         self._due: list[Connection] = []
         self._socket: socket.socket | None = None
         self._server: asyncio.Server | None = None
@@ -77,10 +82,15 @@ class KafkaServer:
         assert self._socket is not None, "bind before start"
         raise_file_limit(self.limits.connections_max)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Connection(self), sock=self._socket, backlog=BACKLOG)
+        tls = self._tls
+        self._server = await loop.create_server(
+            (lambda: Connection(self)) if tls is None else tls.make_channel, sock=self._socket, backlog=BACKLOG
+        )
         self._socket = None
         self._sweeper = self.supervisor.start("kafka-sweeper", self._sweep_forever())
         self.supervisor.start("kafka-codec-warm-up", self._warm_up())
+        if tls is not None:
+            self.supervisor.start("tls-certificates", tls.certificates.watch())
 
     async def stop_accepting(self) -> None:
         """New clients are refused by the kernel; connections go on. Idempotent."""
@@ -99,6 +109,8 @@ class KafkaServer:
         """
         await self.stop_accepting()
         self._draining = True
+        if self._tls is not None:
+            self._tls.close()
         for connection in list(self._connections):
             connection.leave()
         if self._connections:
@@ -111,6 +123,8 @@ class KafkaServer:
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
+        if self._tls is not None:
+            self._tls.close()
         for connection in list(self._connections):
             connection.abort(SHUTDOWN)
         if self._connections:
@@ -173,6 +187,8 @@ class KafkaServer:
         self.failures.sweep()
         for connection in list(self._connections):
             connection.sweep(self.coarse_now)
+        if self._tls is not None:
+            self._tls.sweep(self.coarse_now)
         self._make_room_for_frames()
 
     def _make_room_for_frames(self) -> None:

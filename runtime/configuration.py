@@ -217,6 +217,8 @@ def _name(problem: ErrorDetails) -> str:
 
 def _explain(problem: ErrorDetails, sources: list[tuple[str, Tree]]) -> str:
     name, value = _name(problem), problem["input"]
+    if not name:  # about several sections together; it says which
+        return _reason(problem)
     if problem["type"] == "extra_forbidden":
         reason = f"there is no such setting{_guess(name)}"
     elif problem["type"] == "model_type":

@@ -304,6 +304,15 @@ class TlsSettings(Section):
     client_ca: Path | None = Field(
         None, description="PEM file with the CAs of client certificates; when set, clients must show one (mTLS)."
     )
+    handshake_ms: int = Field(
+        10_000, ge=100, description="A client that has not finished the handshake by then is disconnected."
+    )
+    handshakes_max: int = Field(
+        500,
+        ge=1,
+        description="Handshakes under way at the same time; more wait for their turn. Clients that have not sent "
+        "anything yet count as connections only.",
+    )
 
     @model_validator(mode="after")
     def _certificate_and_key(self) -> Self:
@@ -384,6 +393,14 @@ class Settings(BaseSettings):
     tls: TlsSettings = TlsSettings()
     routing: RoutingSettings = RoutingSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _principals_come_from_certificates(self) -> Self:
+        if self.routing.principals and self.tls.client_ca is None:
+            raise ValueError(
+                "routing.principals admits clients by the names in their certificates: it needs tls.client_ca"
+            )
+        return self
 
     def storage_url(self) -> str:
         """Where segments live."""

@@ -67,6 +67,8 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path, monkeypatch: p
         ("TIDELOG_LISTEN__KAFKA", "9092", ["listen.kafka", "'9092'", "host:port"]),
         ("TIDELOG_LOG__LEVEL", "loud", ["log.level", "'loud'", "'debug'"]),
         ("TIDELOG_GROUPS__SESSION_TIMEOUT_MS_MIN", "1800001", ["groups", "session_timeout_ms_min is above"]),
+        ("TIDELOG_ROUTING__PRINCIPALS", "alice,bob", ["routing.principals", "needs tls.client_ca"]),
+        ("TIDELOG_TLS__CERTIFICATE", "server.pem", ["tls (", "certificate and key go together"]),
     ],
 )
 def test_a_wrong_variable_names_itself(
