@@ -80,9 +80,12 @@ async def test_the_protocol_and_ciphers(tmp_path: Path) -> None:
         assert server.metrics.tls_handshakes == 2
 
 
-async def test_a_session_is_resumed(tmp_path: Path) -> None:
-    async with TlsServer(tmp_path) as server:
-        context = server.authority.client_context()
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_resumed_session_still_knows_the_client(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    authority = Authority(tmp_path, "clients")
+    async with TlsServer(tmp_path, client_ca=authority, principals=("alice",)) as server:
+        context = server.authority.client_context(authority.issue("alice"))
+        context.minimum_version = context.maximum_version = version
         session = None
         for reused in (False, True):
             reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
