@@ -17,7 +17,7 @@ from runtime.clock import Clock
 from runtime.tasks import Supervisor
 
 LANE_CALLS_MAX = 10_000
-"""Calls of one lane that are not settled."""
+"""Calls of one lane that are not settled; the first of them, which the others wait for, is always taken."""
 LANES_MAX = 50_000
 """Clients, and parked calls of clients."""
 LANE_IDLE_SECONDS = 900.0
@@ -84,7 +84,8 @@ class AnswerMemory:
             raise Settled("the call was settled")
         call = lane.calls.get(head.number)
         if call is None:
-            if len(lane.calls) >= LANE_CALLS_MAX or self.under_way >= UNDER_WAY_MAX:
+            lane_is_full = len(lane.calls) >= LANE_CALLS_MAX and head.number != lane.settled_below
+            if lane_is_full or self.under_way >= UNDER_WAY_MAX:
                 raise Overloaded
             call = lane.calls[head.number] = _Call()
             self.under_way += 1

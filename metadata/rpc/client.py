@@ -247,7 +247,7 @@ class RemoteMetadata:
                     "other_generation", f"{server.url} leads anew", paused=head.generation == answer.generation
                 )
             error_told = decode_error(answer)
-        except msgspec.DecodeError as error:
+        except ValueError as error:
             raise MetadataUnavailable(f"{server.url} answered {method.name} with something else: {error}") from error
         if answer.outcome is Outcome.UNAVAILABLE:
             raise _Again("unavailable", str(error_told), paused=True)

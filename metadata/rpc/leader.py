@@ -198,11 +198,11 @@ class LeaderFinder:
                     self.unauthorized(server)
                     return None
                 presence = _presence_decoder.decode(await response.read())
-        except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
-            self.problem = f"{server.url}: {error!r}"
-            return None
         except TimeoutError:
-            self.problem = f"{server.url} did not answer for {PROBE_SECONDS} s"
+            self.problem = f"{server.url} did not answer for {PROBE_SECONDS:g} s"
+            return None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            self.problem = f"{server.url}: {error!r}"
             return None
         if not presence.leader:
             self.problem = f"{server.url} does not lead"

@@ -73,12 +73,12 @@ class Method(Generic[T]):
         return _encoder.encode((head, arguments))
 
     def decode_request(self, body: bytes) -> tuple[Head, tuple[Any, ...]]:
-        """:raises msgspec.DecodeError: ``body`` is not a request of this method."""
+        """:raises ValueError: ``body`` is not a request of this method (RecursionError: it nests too deeply)."""
         head, arguments = self._request.decode(body)
         return head, msgspec.structs.astuple(arguments)
 
     def decode_answer(self, value: msgspec.Raw) -> T:
-        """:raises msgspec.DecodeError: ``value`` is not an answer of this method."""
+        """:raises ValueError: ``value`` is not an answer of this method."""
         return self._answer.decode(value)
 
 

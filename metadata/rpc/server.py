@@ -46,7 +46,7 @@ WAIT_MS_MAX = 60_000
 LOG_SECONDS = 10.0
 """Refused secrets and malformed requests are logged at most so often."""
 
-_MALFORMED = (msgspec.DecodeError, RecursionError, TimeoutError, asyncio.IncompleteReadError)
+_MALFORMED = (ValueError, RecursionError, TimeoutError, asyncio.IncompleteReadError)
 _NOTHING = msgspec.Raw(msgspec.msgpack.encode(""))
 _PACKED = "application/msgpack"
 _encoder = msgspec.msgpack.Encoder()

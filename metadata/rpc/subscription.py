@@ -125,7 +125,7 @@ class _Stream:
                     break
                 try:
                     events.append(_event_decoder.decode(view[position + LENGTH_BYTES : end]))
-                except msgspec.DecodeError as error:
+                except ValueError as error:
                     raise _Broken(f"{self.server.url} sent an event that is none: {error}") from error
                 position = end
         if position:

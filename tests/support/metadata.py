@@ -216,6 +216,7 @@ async def running_service(
     entropy_seed: int = 1,
     topics: TopicSettings | None = None,
     agents: AgentsSettings | None = None,
+    groups: GroupSettings | None = None,
 ) -> AsyncIterator[MetadataService]:
     """A started service; stopped at the end, the store closed with it."""
     failures: list[BaseException] = []
@@ -226,7 +227,7 @@ async def running_service(
         SeededEntropy(entropy_seed),
         supervisor,
         MetadataMetrics(CollectorRegistry()),
-        GroupSettings(),
+        groups or GroupSettings(),
         topics or TopicSettings(),
         agents or AgentsSettings(),
     )

@@ -136,6 +136,16 @@ async def test_calls_of_a_lane_are_bounded(memory: AnswerMemory, monkeypatch: py
     await memory.ask("call", head(3, settled_below=1), work)
 
 
+async def test_a_full_lane_takes_the_call_that_the_others_wait_for(
+    memory: AnswerMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LANE_CALLS_MAX", 2)
+    work = Executed()
+    for number in (1, 2, 0):
+        await memory.ask("call", head(number), work)
+    await memory.ask("call", head(3, settled_below=3), work)
+
+
 async def test_calls_under_way_are_bounded(memory: AnswerMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answers, "UNDER_WAY_MAX", 2)
     work = Executed(gated=True)

@@ -52,6 +52,12 @@ def test_arguments_and_answers_travel() -> None:
         assert HEARTBEAT.decode_answer(msgspec.Raw(msgspec.msgpack.encode(answer))) == answer
 
 
+def test_text_that_is_no_utf8_is_refused() -> None:
+    body = HEARTBEAT.encode_request(HEAD, ("group", 3, "member", None)).replace(b"member", b"\xff" * 6)
+    with pytest.raises(ValueError, match="utf-8"):
+        HEARTBEAT.decode_request(body)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -67,5 +73,5 @@ def test_arguments_and_answers_travel() -> None:
     ],
 )
 def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
-    with pytest.raises((msgspec.DecodeError, RecursionError)):
+    with pytest.raises((ValueError, RecursionError)):
         FIND_EXTENTS.decode_request(body)
