@@ -13,7 +13,7 @@ OTHER_FILES: Final = 512
 _log = structlog.get_logger("tidelog.kafka")
 
 
-def raise_file_limit(connections_max: int) -> None:
+def raise_file_limit(connections_max: int, hint: str = "raise ulimit -n, or lower connection.connections_max") -> None:
     """Let this process have a file descriptor per connection, or say that it cannot."""
     wanted = connections_max + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -26,5 +26,5 @@ def raise_file_limit(connections_max: int) -> None:
             "few_file_descriptors",
             allowed=allowed,
             wanted=wanted,
-            hint="raise ulimit -n, or lower connection.connections_max",
+            hint=hint,
         )

@@ -80,6 +80,7 @@ class AgentRegistry:
     def load(self, saved: Iterable[AgentSaved], condition: AgentCondition, now: int) -> None:
         """What is durable, whatever was thought before. Epochs that are known already stay as they are; others
         are heard now and in ``condition``."""
+        self._looked = now if self._looked is None else self._looked
         known = self._agents
         self._agents, self._infos, self._roster = {}, {}, None
         for registered in saved:

@@ -44,7 +44,7 @@ class _Lease:
 class Leadership:
     """Leads whenever it can, from :meth:`start` to :meth:`stop`, and lets ``server`` answer then.
 
-    ``open_store`` and ``build_service`` are called for each term; neither is started by them.
+    ``open_store`` and ``build_service`` are called for each term, and open and start nothing; ``on_end`` after it.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Leadership:
         entropy: Entropy,
         supervisor: Supervisor,
         lease_ms: int,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._open_store = open_store
         self._build_service = build_service
@@ -64,16 +65,21 @@ class Leadership:
         self._entropy = entropy
         self._supervisor = supervisor
         self._lease_ms = lease_ms
+        self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        """Beside the cancellation, which a TaskGroup drops when one of its tasks failed at the same moment."""
         self._failure: str | None = None
         self._tried_at = 0.0
 
     def start(self) -> None:
-        """Begin to wait for leadership."""
+        """Begin to wait for leadership; again after :meth:`stop`."""
+        self._stopping = False
         self._task = self._supervisor.start("metadata-leadership", self._run())
 
     async def stop(self) -> None:
         """Stop leading at once: what was decided is finished, and the store closed for the next. Idempotent."""
+        self._stopping = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))
@@ -86,7 +92,7 @@ class Leadership:
 
     async def _run(self) -> None:
         pause, pause_max = RETRY_SECONDS
-        while True:
+        while not self._stopping:
             self._tried_at = self._clock.monotonic()
             store = self._open_store()
             try:
@@ -96,6 +102,8 @@ class Leadership:
                 _log.warning("metadata_term_ended", reason=self._failure)
             finally:
                 await _in_time("metadata_store_not_closed", store.close())
+            if self._stopping:
+                return
             if self._clock.monotonic() - self._tried_at > STANDING_BY_SECONDS:
                 pause = RETRY_SECONDS[0]
             await self._clock.sleep(self._entropy.uniform(pause / 2, pause))
@@ -155,6 +163,7 @@ class Leadership:
             await _in_time("metadata_not_finished", service.stop())
             await supervisor.stop()
             failed.cancel()
+            self._on_end()
             _log.info("metadata_not_leading", generation=generation)
 
 

@@ -64,6 +64,11 @@ class MetadataMetrics:
             "tidelog_metadata_extents_cached_count", "Newest extents held in memory.", registry=registry
         )
 
+    def forget_state(self) -> None:
+        """The service whose state the gauges show has ended: show nothing of it, and keep nothing of it."""
+        for gauge in (self.topics, self.partitions, self.producers, self.extents_cached):
+            gauge.set_function(lambda: 0)
+
     def write_done(self, seconds: float, commands: int, succeeded: bool) -> None:
         """One transaction ended after ``seconds`` with the changes of ``commands`` commands."""
         self.write_seconds.observe(seconds)

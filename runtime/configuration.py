@@ -47,10 +47,11 @@ _WORDINGS = {
 }
 
 _SET = "--set"
-_FLAG = "flag"
 _ENVIRONMENT = "environment"
 
 Tree = dict[str, Any]
+Source = tuple[str | Mapping[str, str], Tree]
+"""Where from (for flags: how those are called that are not called like their setting), and what."""
 
 
 def load_settings(
@@ -58,12 +59,13 @@ def load_settings(
     config_file: Path | None = None,
     named: Mapping[str, str] | None = None,
     checks: Mapping[str, Callable[[str], object]] | None = None,
+    flag_names: Mapping[str, str] | None = None,
 ) -> Settings:
     """The settings of this process.
 
-    ``flags`` maps dotted names to values given with flags of their own, which are called like the last part of the
-    name (None: not given); ``named`` has those given with ``--set``. ``checks`` are what other rooms demand of a
-    setting: called with its text, they raise ValueError.
+    ``flags`` maps dotted names to values given with flags of their own (None: not given), which are called like the
+    last part of the name, or as ``flag_names`` says (``{"listen.metadata": "--listen"}``); ``named`` has those given
+    with ``--set``. ``checks`` are what other rooms demand of a setting: called with its text, they raise ValueError.
 
     :raises SettingsError: the message names every wrong or unknown setting.
     """
@@ -82,9 +84,9 @@ def load_settings(
             _place(from_named, name.split("."), text)
         else:
             problems.append(f"{name} (from --set): there is no such setting{_guess(name)}")
-    sources = [
+    sources: list[Source] = [
         (_SET, from_named),
-        (_FLAG, from_flags),
+        (flag_names or {}, from_flags),
         (_ENVIRONMENT, from_environment),
         (str(config_file), from_file),
     ]
@@ -215,7 +217,7 @@ def _name(problem: ErrorDetails) -> str:
     return ".".join(map(str, problem["loc"]))
 
 
-def _explain(problem: ErrorDetails, sources: list[tuple[str, Tree]]) -> str:
+def _explain(problem: ErrorDetails, sources: list[Source]) -> str:
     name, value = _name(problem), problem["input"]
     if not name:  # about several sections together; it says which
         return _reason(problem)
@@ -237,14 +239,14 @@ def _reason(problem: ErrorDetails) -> str:
     return wording.format(**problem.get("ctx", {}))
 
 
-def _origin(path: list[str], sources: list[tuple[str, Tree]]) -> str:
+def _origin(path: list[str], sources: list[Source]) -> str:
     for source, tree in sources:
         if _find(tree, path) is not None:
             return f"from {_place_of(source, path)}"
     return "default"
 
 
-def _place_of(source: str, path: list[str]) -> str:
-    if source == _FLAG:
-        return f"--{path[-1]}"
+def _place_of(source: str | Mapping[str, str], path: list[str]) -> str:
+    if not isinstance(source, str):
+        return source.get(".".join(path), f"--{path[-1]}")
     return environment_name(".".join(path)) if source == _ENVIRONMENT else source

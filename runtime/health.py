@@ -16,6 +16,7 @@ class Health:
     def __init__(self) -> None:
         self._live: dict[str, Callable[[], str | None]] = {}
         self._ready: dict[str, Callable[[], str | None]] = {}
+        self._facts: dict[str, Callable[[], str]] = {}
         self._draining: str | None = "starting"
 
     def add_liveness(self, name: str, check: Callable[[], str | None]) -> None:
@@ -23,6 +24,13 @@ class Health:
 
     def add_readiness(self, name: str, check: Callable[[], str | None]) -> None:
         self._ready[name] = check
+
+    def add_fact(self, name: str, fact: Callable[[], str]) -> None:
+        """Shown by ``/readyz``, whatever it says about readiness."""
+        self._facts[name] = fact
+
+    def facts(self) -> dict[str, str]:
+        return {name: fact() for name, fact in self._facts.items()}
 
     def started(self) -> None:
         """The process serves clients from now on."""

@@ -10,6 +10,9 @@ from prometheus_client.exposition import choose_encoder
 
 from runtime.health import Health
 
+SHUTDOWN_SECONDS = 2.0
+"""At the end, requests under way may take so long."""
+
 
 class HttpServer:
     """Serves health and metrics on one address. Other rooms add routes before :meth:`start`."""
@@ -33,7 +36,7 @@ class HttpServer:
 
         :raises OSError: the address cannot be bound.
         """
-        self._runner = web.AppRunner(self.app, access_log=None)
+        self._runner = web.AppRunner(self.app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
@@ -45,10 +48,10 @@ class HttpServer:
             self._runner = None
 
     async def _healthz(self, _request: web.Request) -> web.Response:
-        return _verdict(self._health.live_problems())
+        return _verdict(self._health.live_problems(), {})
 
     async def _readyz(self, _request: web.Request) -> web.Response:
-        return _verdict(self._health.ready_problems())
+        return _verdict(self._health.ready_problems(), self._health.facts())
 
     async def _metrics(self, request: web.Request) -> web.Response:
         for refresh in self._refreshes:
@@ -57,7 +60,7 @@ class HttpServer:
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
 
-def _verdict(problems: dict[str, str]) -> web.Response:
+def _verdict(problems: dict[str, str], facts: dict[str, str]) -> web.Response:
     if not problems:
-        return web.json_response({"status": "ok"})
-    return web.json_response({"status": "failing", "problems": problems}, status=503)
+        return web.json_response({"status": "ok", **facts})
+    return web.json_response({"status": "failing", "problems": problems, **facts}, status=503)

@@ -19,7 +19,7 @@ from tidelog import group, records, topic
 from tidelog.client import key_values
 
 WRONG_SETTING = 2
-COMMANDS = ("up", "agent", "demo", "topic", "produce", "consume", "group")
+COMMANDS = ("up", "agent", "metadata", "demo", "topic", "produce", "consume", "group")
 
 
 class Shipper(enum.StrEnum):
@@ -142,10 +142,44 @@ def agent(
     raise typer.Exit(run(settings, clock, started))
 
 
-def _settings(config: Path | None, more: list[str] | None, flags: dict[str, Any]) -> Settings:
+@app.command(short_help="Run a metadata process of a cluster.")
+def metadata(
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Calls, watches, health and metrics. [default: 127.0.0.1:8090]"),
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="sqlite:///file, postgresql://user@host/database or memory://, the same for all."
+        ),
+    ] = None,
+    config: Config = None,
+    more: More = None,
+) -> None:
+    """Run a metadata process. Of all on one store, one is active, and the others stand by to take over."""
+    clock = SystemClock()
+    started = clock.monotonic()
+    settings = _settings(
+        config,
+        more,
+        {"listen.metadata": listen, "metadata": store},
+        {"listen.metadata": "--listen", "metadata": "--store"},
+    )
+    from tidelog.metadata_process import run
+
+    raise typer.Exit(run(settings, clock, started))
+
+
+def _settings(
+    config: Path | None,
+    more: list[str] | None,
+    flags: dict[str, Any],
+    flag_names: dict[str, str] | None = None,
+) -> Settings:
     """What a server command runs with; a wrong setting ends the command."""
     try:
-        return load_settings(flags, config, key_values("--set", more or []), {"storage": parse_storage_url})
+        return load_settings(flags, config, key_values("--set", more or []), {"storage": parse_storage_url}, flag_names)
     except SettingsError as error:
         print(_prefixed(str(error)), file=sys.stderr)
         raise typer.Exit(WRONG_SETTING) from None

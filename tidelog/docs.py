@@ -41,7 +41,8 @@ def configuration() -> str:
     parts = [
         "# Configuration",
         "A setting comes from, in order of precedence: a flag of `tidelog up` (`--kafka`, `--http`, `--data`, "
-        "`--storage`, `--metadata`, or `--set NAME=VALUE` for any), an environment variable, the TOML file named by "
+        "`--storage`, `--metadata`, or `--set NAME=VALUE` for any) or of `tidelog metadata` (`--listen` is "
+        "`listen.metadata`, `--store` is `metadata`), an environment variable, the TOML file named by "
         "`--config` or `TIDELOG_CONFIG`, the default. A wrong or unknown one stops the start with exit code 2 and is "
         "named.",
         '```toml\n# tidelog.toml\nzone = "eu-central-1a"\n\n[listen]\nkafka = "0.0.0.0:9092"\n'

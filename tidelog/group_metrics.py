@@ -58,6 +58,14 @@ class GroupMetrics:
             if self._read_at is None or self._clock.monotonic() - self._read_at >= KEPT_SECONDS:
                 await self._read(groups)
 
+    def forget(self) -> None:
+        """The metadata service is elsewhere now, and shows them there."""
+        self._read_at = None
+        self._groups.clear()
+        self._lag_records.clear()
+        self._lag_seconds.clear()
+        self._left_out.set(0)
+
     async def _read(self, groups: GroupClient) -> None:
         try:
             descriptions = await groups.list_groups()

@@ -169,15 +169,17 @@ def _kept_in(settings: Settings, setting: Literal["storage", "metadata"]) -> str
 
 
 def _listen_problem(settings: Settings, error: OSError) -> str:
-    """Which address could not be had. Only the HTTP listener's errors name theirs, at the end of the message."""
+    """Which address could not be had. Only the HTTP listeners' errors name theirs, at the end of the message."""
     reason = error.strerror or error
     if isinstance(error, socket.gaierror):  # it names no host
-        for name in ("kafka", "http"):
+        for name in ("kafka", "http", "metadata"):
             address = getattr(settings.listen, name)
             if not _has_address(parse_address(f"listen.{name}", address)[0]):
                 return f"listen.{name} = {address!r}: {reason}"
-    if f", {settings.listen.http.rpartition(':')[2]})" in str(error):
-        return f"listen.http = {settings.listen.http!r}: {reason}"
+    for name in ("http", "metadata"):
+        address = getattr(settings.listen, name)
+        if f", {address.rpartition(':')[2]})" in str(error):
+            return f"listen.{name} = {address!r}: {reason}"
     if error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
         return f"listen.kafka = {settings.listen.kafka!r}: {reason}"
     return f"cannot start: {error}"

@@ -37,7 +37,7 @@ from runtime.tasks import Supervisor
 
 CALLS_MAX = 4_000
 """Calls in flight; parked ones are counted by themselves."""
-PARKED_MAX = 20_000
+PARKED_MAX = 12_000
 BODY_BYTES_MAX = 256 * 1024 * 1024
 """Bodies of all calls in flight."""
 BODY_SECONDS = 10.0
@@ -140,16 +140,18 @@ class RpcServer:
     # --- calls ------------------------------------------------------------------------------------------
 
     async def _presence(self, request: web.Request) -> web.Response:
-        if not self._authorized(request):
-            return _unauthorized()
+        refusal = self.refuse_unauthorized(request)
+        if refusal is not None:
+            return refusal
         leader = self.term is not None
         return web.json_response(msgspec.to_builtins(Presence(leader, self._generation)), status=200 if leader else 503)
 
     async def _call(self, request: web.Request) -> web.Response:
         name = request.match_info["method"]
         method = METHODS.get(name)
-        if not self._authorized(request):
-            return _unauthorized()
+        refusal = self.refuse_unauthorized(request)
+        if refusal is not None:
+            return refusal
         if method is None:
             return web.Response(status=404, text=f"there is no call {name!r}")
         if self.term is None:
@@ -222,8 +224,9 @@ class RpcServer:
     # --- watches ----------------------------------------------------------------------------------------
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:
-        if not self._authorized(request):
-            return _unauthorized()
+        refusal = self.refuse_unauthorized(request)
+        if refusal is not None:
+            return refusal
         term = self.term
         if term is None:
             return web.Response(status=503, text="this process does not lead")
@@ -243,8 +246,9 @@ class RpcServer:
         return response
 
     async def _follow(self, request: web.Request) -> web.Response:
-        if not self._authorized(request):
-            return _unauthorized()
+        refusal = self.refuse_unauthorized(request)
+        if refusal is not None:
+            return refusal
         length = request.content_length
         if length is None or length > REQUEST_BYTES_MAX:
             return web.Response(status=413, text=f"a step has a Content-Length of at most {REQUEST_BYTES_MAX}")
@@ -264,9 +268,10 @@ class RpcServer:
 
     # --- what is not answered -----------------------------------------------------------------------------
 
-    def _authorized(self, request: web.Request) -> bool:
+    def refuse_unauthorized(self, request: web.Request) -> web.Response | None:
+        """None when ``request`` may go on, else what to answer it; counted and logged."""
         if self._secret is None or is_authorized(request.headers.get("Authorization", ""), self._secret):
-            return True
+            return None
         self._metrics.unauthorized.inc()
         self._log_now_and_then(
             "rpc_unauthorized",
@@ -274,7 +279,8 @@ class RpcServer:
             path=request.path,
             hint="give every process of the cluster the same `secret`",
         )
-        return False
+        headers = {"WWW-Authenticate": "Bearer"}
+        return web.Response(status=401, text="the secret is missing or wrong", headers=headers)
 
     def _not_leader(self, method: Method[Any]) -> web.Response:
         self._metrics.calls.labels(method.name, "not_leader").inc()
@@ -305,10 +311,6 @@ async def _execute(service: MetadataService, method: Method[Any], arguments: tup
     except Exception as error:
         _log.error("rpc_failed", method=method.name, error=repr(error), exc_info=error)
         return Outcome.FAILED, _encoder.encode(f"the metadata service failed in {method.name}: {error!r}")
-
-
-def _unauthorized() -> web.Response:
-    return web.Response(status=401, text="the secret is missing or wrong", headers={"WWW-Authenticate": "Bearer"})
 
 
 def _abort(request: web.Request) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -126,6 +126,11 @@ class WatchHub:
         """``subscription`` is this hub's own, made just now: nothing was heard in between."""
         self._topics = {topic.topic_id: topic for topic in subscription.topics}
         self._agents = subscription.agents
+
+    @property
+    def topics(self) -> Iterable[Topic]:
+        """All topics, as watchers know them."""
+        return self._topics.values()
 
     # --- events -----------------------------------------------------------------------------------------
 

@@ -103,6 +103,12 @@ class SettableClock(SystemClock):
                 async with asyncio.timeout(left):
                     await self._passed.wait()
 
+    def jump(self, seconds: float) -> None:
+        """All at once, as for a process that was stopped and goes on."""
+        self._ahead += seconds
+        self._passed.set()
+        self._passed = asyncio.Event()
+
     async def pass_seconds(self, seconds: float) -> None:
         """In steps short enough for everybody who sleeps to see each of them."""
         until = self.monotonic() + seconds

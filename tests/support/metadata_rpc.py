@@ -12,16 +12,16 @@ from metadata.rpc.client import RemoteMetadata
 from metadata.rpc.metrics import RpcClientMetrics, RpcServerMetrics
 from metadata.rpc.server import RpcServer
 from metadata.service import MetadataService
-from runtime.clock import SeededEntropy, SystemClock
+from runtime.clock import Clock, SeededEntropy, SystemClock
 from runtime.tasks import Supervisor
 
 
 class RpcNode:
     """The transport of one metadata process. It leads from :meth:`lead` to :meth:`stand_by`."""
 
-    def __init__(self, secret: str | None = None) -> None:
+    def __init__(self, secret: str | None = None, clock: Clock | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.server = RpcServer(SystemClock(), RpcServerMetrics(self.registry), secret)
+        self.server = RpcServer(clock or SystemClock(), RpcServerMetrics(self.registry), secret)
         self.failures: list[BaseException] = []
         self._supervisor = Supervisor(lambda _name, error: self.failures.append(error))
         self._runner: web.AppRunner | None = None
