@@ -92,7 +92,7 @@ class Leadership:
 
     async def _run(self) -> None:
         pause, pause_max = RETRY_SECONDS
-        while not self._stopping:
+        while True:
             self._tried_at = self._clock.monotonic()
             store = self._open_store()
             try:

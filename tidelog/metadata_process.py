@@ -15,11 +15,11 @@ from metadata.model import MetadataUnavailable
 from metadata.rpc.metrics import RpcServerMetrics
 from metadata.rpc.server import RpcServer
 from metadata.service import MetadataService
-from metadata.store.factory import open_metadata_store
+from metadata.store.factory import MetadataUrlError, open_metadata_store
 from metadata.store.memory import MemoryMetadataStore
 from metadata.store.port import MetadataStore
 from runtime.clock import Clock, Entropy
-from runtime.settings import Settings, parse_address
+from runtime.settings import Settings, SettingsError, parse_address, without_password
 from runtime.tasks import Supervisor
 from tidelog.cluster_page import ClusterPage
 from tidelog.group_metrics import GroupMetrics
@@ -49,13 +49,15 @@ class MetadataProcess:
     async def start(self) -> None:
         """Listen, and begin to wait for leadership. On an error everything started so far is stopped again.
 
-        :raises runtime.settings.SettingsError: the address is wrong.
-        :raises ValueError: the store's URL is wrong.
+        :raises runtime.settings.SettingsError: the address or the store's URL is wrong.
         :raises OSError: the address cannot be bound.
         """
         settings, parts = self._settings, self._parts
         host, port = parse_address("listen.metadata", settings.listen.metadata)
-        store = open_metadata_store(settings.metadata_url())
+        try:
+            store = open_metadata_store(settings.metadata_url())
+        except MetadataUrlError as error:
+            raise SettingsError(f"metadata = {without_password(settings.metadata_url())!r}: {error}") from error
         in_memory = store if isinstance(store, MemoryMetadataStore) else None
         self._leadership = leadership = Leadership(
             lambda: in_memory or open_metadata_store(settings.metadata_url()),
@@ -136,7 +138,7 @@ def _print_banner(process: MetadataProcess, settings: Settings, seconds: float) 
     print(
         f"Tidelog {version('tidelog')} metadata is ready after {seconds:.2f} s\n"
         f"  HTTP      http://{process.address}  /rpc /watch /cluster /healthz /readyz /metrics\n"
-        f"  store     {settings.metadata_url()}\n"
+        f"  store     {without_password(settings.metadata_url())}\n"
         f"  secret    {'not set: anyone who reaches the address may call' if settings.secret is None else 'required'}\n"
         f"\nGive agents all metadata processes: --metadata http://{process.address},http://...\n"
         f"Ctrl-C stops; a standby takes over at once.",

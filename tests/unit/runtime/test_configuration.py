@@ -5,7 +5,7 @@ import pytest
 
 from metadata.store.factory import open_metadata_store
 from runtime.configuration import environment_name, load_settings, setting_names
-from runtime.settings import Settings, SettingsError, parse_address, setting_text
+from runtime.settings import Settings, SettingsError, parse_address, setting_text, without_password
 from storage.urls import LocalUrl, parse_storage_url
 
 
@@ -207,3 +207,20 @@ def test_storage_and_metadata_are_under_data_unless_said_otherwise(tmp_path: Pat
     assert settings.metadata_url() == f"sqlite:///{tmp_path}/metadata.sqlite"
     elsewhere = load_settings({"data": tmp_path, "storage": "memory://", "metadata": "sqlite:///x/y"})
     assert (elsewhere.storage_url(), elsewhere.metadata_url()) == ("memory://", "sqlite:///x/y")
+
+
+def test_a_flag_that_is_called_differently_is_named_as_it_was_given() -> None:
+    with pytest.raises(SettingsError, match=r"listen\.metadata = 'nowhere' \(from --listen\): not host:port"):
+        load_settings({"listen.metadata": "nowhere"}, flag_names={"listen.metadata": "--listen"})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sqlite:///a/b", "sqlite:///a/b"),
+        ("postgresql://user@host/database", "postgresql://user@host/database"),
+        ("postgresql://user:s3:cr@t@host:5432/database?x=1", "postgresql://user:***@host:5432/database?x=1"),
+    ],
+)
+def test_passwords_are_not_shown(url: str, shown: str) -> None:
+    assert without_password(url) == shown

@@ -38,8 +38,10 @@ async def test_health_and_readiness_are_answered_with_their_problems() -> None:
         status, text = await get(port, "/readyz")
         assert (status, json.loads(text)["problems"]) == (503, {"ingest": "the store is away"})
         assert (await get(port, "/healthz"))[0] == 200
+        health.add_fact("role", lambda: "standby")
+        assert json.loads((await get(port, "/readyz"))[1])["role"] == "standby"
         trouble.clear()
-        assert (await get(port, "/readyz"))[0] == 200
+        assert await get(port, "/readyz") == (200, '{"status": "ok", "role": "standby"}')
         health.draining("shutting down")
         assert "shutting down" in (await get(port, "/readyz"))[1]
         health.add_liveness("committer", lambda: "it died")
