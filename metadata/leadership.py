@@ -97,8 +97,10 @@ class Leadership:
             store = self._open_store()
             try:
                 await self._lead(store)
+            except* Deposed as errors:  # standing by again is no failure
+                _log.warning("metadata_term_ended", reason=_reasons(errors))
             except* StoreUnavailable as errors:
-                self._failure = "; ".join(str(error) for error in _leaves(errors))
+                self._failure = _reasons(errors)
                 _log.warning("metadata_term_ended", reason=self._failure)
             finally:
                 await _in_time("metadata_store_not_closed", store.close())
@@ -176,8 +178,7 @@ async def _in_time(event: str, work: Coroutine[Any, Any, None]) -> None:
         _log.warning(event, error=repr(error))
 
 
-def _leaves(errors: BaseExceptionGroup[Any]) -> list[BaseException]:
-    leaves: list[BaseException] = []
-    for error in errors.exceptions:
-        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
-    return leaves
+def _reasons(errors: BaseExceptionGroup[Any]) -> str:
+    """All of them, in a line."""
+    reasons = [_reasons(each) if isinstance(each, BaseExceptionGroup) else str(each) for each in errors.exceptions]
+    return "; ".join(reasons)

@@ -55,12 +55,12 @@ class MetadataProcess:
         settings, parts = self._settings, self._parts
         host, port = parse_address("listen.metadata", settings.listen.metadata)
         try:
-            store = open_metadata_store(settings.metadata_url())
+            store = self._open_store()
         except MetadataUrlError as error:
             raise SettingsError(f"metadata = {without_password(settings.metadata_url())!r}: {error}") from error
         in_memory = store if isinstance(store, MemoryMetadataStore) else None
         self._leadership = leadership = Leadership(
-            lambda: in_memory or open_metadata_store(settings.metadata_url()),
+            lambda: in_memory or self._open_store(),
             self._build_service,
             self._server,
             parts.clock,
@@ -93,6 +93,10 @@ class MetadataProcess:
     async def stop(self) -> None:
         """Close everything. Idempotent."""
         await self._parts.close()
+
+    def _open_store(self) -> MetadataStore:
+        settings = self._settings
+        return open_metadata_store(settings.metadata_url(), settings.leadership.lease_ms, self._parts.clock)
 
     def _build_service(self, store: MetadataStore, supervisor: Supervisor) -> MetadataService:
         settings, parts = self._settings, self._parts

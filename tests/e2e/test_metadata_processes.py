@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -20,21 +21,29 @@ from metadata.rpc.client import RemoteMetadata
 from tests.support.metadata import Recorder, batch, registration, segment
 from tests.support.metadata_process import MetadataProcess
 from tests.support.metadata_rpc import remote_metadata
+from tests.support.metadata_stores import DURABLE_STORES, metadata_url
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[list[MetadataProcess]]:
-    """Two on one SQLite file; the first leads."""
-    processes = [MetadataProcess(tmp_path, f"sqlite:///{tmp_path}/metadata.sqlite") for _ in range(2)]
-    processes[0].start()
-    while not processes[0].leads():
-        pass
-    processes[1].start()
-    yield processes
-    for process in processes:
-        process.stop()
+@pytest.fixture(params=DURABLE_STORES)
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[MetadataProcess]]:
+    """Two on one store; the first leads."""
+    with metadata_url(request.param, tmp_path, request) as url:
+        processes = [MetadataProcess(tmp_path, url) for _ in range(2)]
+        try:
+            processes[0].start()
+            while not processes[0].leads():
+                time.sleep(0.02)
+            processes[1].start()
+            yield processes
+        finally:
+            for process in processes:
+                process.stop()
+
+
+only_sqlite = pytest.mark.parametrize("pair", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("pair", ["postgresql"], indirect=True)
 
 
 class Committing:
@@ -121,6 +130,25 @@ async def test_a_leader_that_is_told_to_stop_makes_room_at_once(pair: list[Metad
     assert work.longest_pause < 1.0
 
 
+@only_postgresql
+async def test_a_frozen_leader_is_replaced_and_changes_nothing_when_it_thaws(pair: list[MetadataProcess]) -> None:
+    async with committing(pair) as work:
+        for turn in range(2):
+            frozen, other = pair[turn % 2], pair[(turn + 1) % 2]
+            await asyncio.sleep(0.7)
+            frozen.freeze()
+            async with asyncio.timeout(10):
+                while not await asyncio.to_thread(other.leads):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            frozen.thaw()
+            await asyncio.sleep(1.5)
+            assert frozen.ready() == {"status": "ok", "role": "standby"}
+            assert other.leads()
+    assert work.longest_pause < 8.0, "the lease is 4 s"
+
+
+@only_sqlite
 async def test_a_leader_that_stands_still_for_a_while_goes_on(pair: list[MetadataProcess]) -> None:
     """On one SQLite file nobody else can take over from a frozen process: nothing is lost, and no agent is blamed."""
     async with committing(pair):
@@ -133,6 +161,7 @@ async def test_a_leader_that_stands_still_for_a_while_goes_on(pair: list[Metadat
     assert "agent_fenced" not in pair[0].log()
 
 
+@only_sqlite
 async def test_what_a_metadata_process_shows(pair: list[MetadataProcess]) -> None:
     async with remote_metadata([process.url for process in pair]) as client:
         epoch = (await client.register_agent(registration())).agent_epoch
@@ -217,6 +246,7 @@ def test_a_store_that_is_none_stops_the_start(tmp_path: Path, store: str, expect
     assert "Traceback" not in process.log()
 
 
+@only_sqlite
 def test_an_address_in_use_stops_the_start(pair: list[MetadataProcess], tmp_path: Path) -> None:
     process = MetadataProcess(tmp_path, "memory://")
     process.address = pair[0].address
