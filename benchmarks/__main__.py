@@ -18,8 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rows import Bench, Row
 from benchmarks.servers import CHECKOUT, LOAD_CORE
-from benchmarks.workloads import WORKLOADS, Bench, Row
+from benchmarks.workloads import WORKLOADS
 
 
 def machine() -> str:

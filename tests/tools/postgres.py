@@ -122,6 +122,11 @@ class PostgresServer:
             self._process.wait(START_SECONDS)
         self._process = None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
     def log(self) -> str:
         """What it has said so far."""
         return (self._folder / "log").read_text(errors="replace")
