@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import struct
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,33 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.clock import Clock
-from runtime.settings import SettingsError, parse_address
+from tidelog.connecting import CONNECT_SECONDS, Cluster, CommandFailed, unreachable
 
 T = TypeVar("T")
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 3.0
 REQUEST_SECONDS = 15.0
 OUTAGE_SECONDS = 3.0
 
-Bootstrap = Annotated[
-    str,
-    typer.Option(envvar="TIDELOG_BOOTSTRAP", metavar="HOST:PORT", help="Any agent of the cluster."),
-]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
-BOOTSTRAP_DEFAULT = "127.0.0.1:9092"
-
 NO_SUCH_TOPIC = "there is no such topic (UNKNOWN_TOPIC_OR_PART)"
-
-_CORRELATION_ID = 1_951_622_244
-_CLIENT_ID = b"tidelog-cli"
-_API_VERSIONS = struct.pack(">hhih", 18, 0, _CORRELATION_ID, len(_CLIENT_ID)) + _CLIENT_ID
-_ANSWER_BYTES_MAX = 1024 * 1024
-
-
-class CommandFailed(Exception):
-    """The command could not do what it was asked; the message is for the user."""
 
 
 @contextmanager
@@ -79,18 +60,18 @@ def describe_error(error: KafkaError | str) -> str:
     return str(error)
 
 
-def client_config(bootstrap: str, **more: Any) -> dict[str, Any]:
+def client_config(cluster: Cluster, **more: Any) -> dict[str, Any]:
     """librdkafka's configuration for one short-lived client, silent but for what we report ourselves.
 
-    :raises CommandFailed: no Kafka answers at any of the addresses.
+    :raises CommandFailed: no Kafka answers at any of the addresses, or a file for TLS is wrong.
     """
-    problem = unreachable(bootstrap)
+    problem = unreachable(cluster)
     if problem is not None:
         raise CommandFailed(problem)
     silent = logging.getLogger("tidelog.librdkafka")
     silent.disabled = True
     return {
-        "bootstrap.servers": bootstrap,
+        **cluster.librdkafka_config(),
         "client.id": "tidelog-cli",
         "logger": silent,
         "socket.connection.setup.timeout.ms": int(CONNECT_SECONDS * 1000),
@@ -98,52 +79,9 @@ def client_config(bootstrap: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def admin_client(bootstrap: str) -> AdminClient:
-    """:raises CommandFailed: no Kafka answers at any of the addresses."""
-    return AdminClient(client_config(bootstrap))
-
-
-def unreachable(bootstrap: str) -> str | None:
-    """Why none of the addresses can be used; None when one answers as Kafka. Takes a few seconds for each at most.
-
-    librdkafka itself would try again until a timeout, and then say only that it timed out.
-
-    :raises CommandFailed: one of them is no address.
-    """
-    problems = []
-    for address in (part.strip() for part in bootstrap.split(",")):
-        try:
-            host, port = parse_address("--bootstrap", address)
-        except SettingsError as error:
-            raise CommandFailed(str(error)) from None
-        problem = _probe(address, host, port)
-        if problem is None:
-            return None
-        problems.append(problem)
-    return f"cannot reach the cluster (--bootstrap): {'; '.join(problems)}"
-
-
-def _probe(address: str, host: str, port: int) -> str | None:
-    """What is wrong with one address. Asks for ApiVersions 0, which every Kafka answers."""
-    try:
-        connection = socket.create_connection((host, port), CONNECT_SECONDS)
-    except ConnectionRefusedError:
-        return f"nothing listens at {address} (is `tidelog up` running?)"
-    except OSError as error:
-        return f"{address}: {error.strerror or error}"
-    with connection:
-        try:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(struct.pack(">i", len(_API_VERSIONS)) + _API_VERSIONS)
-            with connection.makefile("rb") as reader:
-                answer = reader.read(8)
-        except OSError:
-            answer = b""
-    if len(answer) == 8:
-        size, correlation_id = struct.unpack(">ii", answer)
-        if correlation_id == _CORRELATION_ID and 4 <= size <= _ANSWER_BYTES_MAX:
-            return None
-    return f"{address} accepts connections but does not answer as Kafka; is it the HTTP port?"
+def admin_client(cluster: Cluster) -> AdminClient:
+    """:raises CommandFailed: as :func:`client_config`."""
+    return AdminClient(client_config(cluster))
 
 
 class OutageNotice:
@@ -152,8 +90,8 @@ class OutageNotice:
     Not thread-safe: ``on_error`` is for librdkafka's ``error_cb``, which it calls from within poll and flush.
     """
 
-    def __init__(self, bootstrap: str, clock: Clock) -> None:
-        self._bootstrap = bootstrap
+    def __init__(self, cluster: Cluster, clock: Clock) -> None:
+        self._cluster = cluster
         self._clock = clock
         self._look_at: float | None = None
         self._said = False
@@ -167,7 +105,7 @@ class OutageNotice:
         """Say so when the cluster was lost some seconds ago and still cannot be reached. Call it again and again."""
         if self._look_at is None or self._clock.monotonic() < self._look_at:
             return
-        problem = unreachable(self._bootstrap)
+        problem = unreachable(self._cluster)
         if problem is None:
             self._look_at, self._said = None, False
             return

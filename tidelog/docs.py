@@ -48,7 +48,8 @@ def configuration() -> str:
         '```toml\n# tidelog.toml\nzone = "eu-central-1a"\n\n[listen]\nkafka = "0.0.0.0:9092"\n'
         'advertise = "logs.example.com:9092"\n\n[ingest]\nlinger_ms = 100\n```',
         "Variables that begin with `TIDELOG_` but are no settings: `TIDELOG_CONFIG`, `TIDELOG_BOOTSTRAP` (the default "
-        "of `--bootstrap`), `TIDELOG_REQUIRE_ALL`, `TIDELOG_SETUP_*` and `TIDELOG_TEST_*` (the project's own tests), "
+        "of `--bootstrap`), `TIDELOG_TLS_CA`, `TIDELOG_TLS_CERT` and `TIDELOG_TLS_KEY` (of `--tls-ca` and so on), "
+        "`TIDELOG_REQUIRE_ALL`, `TIDELOG_SETUP_*` and `TIDELOG_TEST_*` (the project's own tests), "
         "and those that Kubernetes adds for a Service (`TIDELOG_SERVICE_HOST`, `TIDELOG_PORT_...`).",
     ]
     top = {name: field for name, field in Settings.model_fields.items() if not _is_section(field)}

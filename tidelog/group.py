@@ -11,12 +11,9 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tidelog.client import (
-    BOOTSTRAP_DEFAULT,
     NO_SUCH_TOPIC,
     REQUEST_SECONDS,
     AsJson,
-    Bootstrap,
-    CommandFailed,
     admin_client,
     counted,
     describe_error,
@@ -25,6 +22,7 @@ from tidelog.client import (
     show_json,
     show_table,
 )
+from tidelog.connecting import Cluster, CommandFailed, connects
 from tidelog.topic import partition_offsets
 
 app = typer.Typer(help="List, describe and reset consumer groups.", no_args_is_help=True)
@@ -35,10 +33,11 @@ Name = Annotated[str, typer.Argument(metavar="GROUP")]
 
 
 @app.command("list")
-def list_(bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+@connects
+def list_(as_json: AsJson = False, *, cluster: Cluster) -> None:
     """List all consumer groups with their state."""
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         found = results({"groups": admin.list_consumer_groups(request_timeout=REQUEST_SECONDS)})["groups"]
         if found.errors:
             raise CommandFailed("; ".join(describe_error(error.args[0]) for error in found.errors))
@@ -50,10 +49,11 @@ def list_(bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> 
 
 
 @app.command()
-def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+@connects
+def describe(name: Name, as_json: AsJson = False, *, cluster: Cluster) -> None:
     """Show a group's members, and its offsets with the lag of every partition."""
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         group = results(admin.describe_consumer_groups([name], request_timeout=REQUEST_SECONDS))[name]
         committed = _committed(admin, name)
         state = group.state.name.title().replace("_", "")
@@ -89,6 +89,7 @@ def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJs
 
 
 @app.command()
+@connects
 def reset(
     name: Name,
     topic: Annotated[str, typer.Option(help="The topic whose offsets are set.")],
@@ -100,8 +101,9 @@ def reset(
         str | None, typer.Option(metavar="TIME", help="To the first record at or after 2026-01-31T09:00:00Z.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be set.")] = False,
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Set a group's committed offsets. The group must have no members."""
     chosen = [to_earliest, to_latest, to_offset is not None, to_time is not None]
@@ -111,7 +113,7 @@ def reset(
     if to_time is not None:
         spec = OffsetSpec.for_timestamp(_milliseconds(to_time))
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         partitions = _partitions(admin, topic, partition)
         first = partition_offsets(admin, topic, partitions, OffsetSpec.earliest())
         last = partition_offsets(admin, topic, partitions, OffsetSpec.latest())

@@ -16,11 +16,8 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 
 from runtime.clock import SystemClock
 from tidelog.client import (
-    BOOTSTRAP_DEFAULT,
     REQUEST_SECONDS,
     AsJson,
-    Bootstrap,
-    CommandFailed,
     OutageNotice,
     client_config,
     counted,
@@ -29,6 +26,7 @@ from tidelog.client import (
     failures_reported,
     show_json,
 )
+from tidelog.connecting import Cluster, CommandFailed, connects
 
 DELIVERY_SECONDS = 60
 POLL_SECONDS = 0.2
@@ -66,6 +64,7 @@ class _Deliveries:
             self.problems.append(f"{message.topic()}[{message.partition()}]: {describe_error(error)}")
 
 
+@connects
 def produce(
     topic: Annotated[str, typer.Argument(metavar="TOPIC")],
     key_separator: Annotated[
@@ -74,19 +73,20 @@ def produce(
     partition: Annotated[int, typer.Option(help="To this partition; -1 lets the key or chance decide.")] = -1,
     acks: Annotated[Acks, typer.Option(help="Tidelog treats 1 as all.")] = Acks.ALL,
     compression: Annotated[Compression, typer.Option()] = Compression.NONE,
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Send every line of standard input as a record."""
     deliveries = _Deliveries()
     clock = SystemClock()
-    outage = OutageNotice(bootstrap, clock)
+    outage = OutageNotice(cluster, clock)
     with failures_reported():
         if sys.stdin is None:
             raise CommandFailed("standard input is closed: there is nothing to read records from")
         producer = Producer(
             client_config(
-                bootstrap,
+                cluster,
                 **{
                     "acks": acks.value,
                     "enable.idempotence": acks is Acks.ALL,
@@ -112,6 +112,7 @@ def produce(
         fail(f"{counted(deliveries.failed, 'record')} failed, such as {'; '.join(deliveries.problems)}")
 
 
+@connects
 def consume(
     topic: Annotated[str, typer.Argument(metavar="TOPIC")],
     group: Annotated[
@@ -128,15 +129,16 @@ def consume(
     key_separator: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Print KEY and this before the value.")
     ] = None,
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Print records as they come, one a line (with --json: one object a line, with offset and timestamp)."""
-    outage = OutageNotice(bootstrap, SystemClock())
+    outage = OutageNotice(cluster, SystemClock())
     with failures_reported():
         if sys.stdout is None:
             raise CommandFailed("standard output is closed: there is nowhere to print records to")
-        consumer = Consumer(_consumer_config(bootstrap, outage, group, from_beginning))
+        consumer = Consumer(_consumer_config(cluster, outage, group, from_beginning))
         try:
             _start(consumer, topic, group, from_beginning)
             printed = _print_records(consumer, outage, max_messages, timeout, key_separator, as_json)
@@ -148,9 +150,9 @@ def consume(
             )
 
 
-def _consumer_config(bootstrap: str, outage: OutageNotice, group: str | None, from_beginning: bool) -> dict[str, Any]:
+def _consumer_config(cluster: Cluster, outage: OutageNotice, group: str | None, from_beginning: bool) -> dict[str, Any]:
     return client_config(
-        bootstrap,
+        cluster,
         **{
             "group.id": group or "tidelog-cli",  # librdkafka wants one; without --group it is never joined or used
             "auto.offset.reset": "earliest" if from_beginning else "latest",

@@ -16,7 +16,8 @@ from typing import Annotated
 import typer
 from confluent_kafka import KafkaError, Message, Producer
 
-from tidelog.client import Bootstrap, client_config, describe_error, failures_reported
+from tidelog.client import client_config, describe_error, failures_reported
+from tidelog.connecting import Bootstrap, Cluster
 
 READ_BYTES_MAX = 256 * 1024
 LINE_BYTES_MAX = 512 * 1024
@@ -111,7 +112,7 @@ def ship(
         signal.signal(number, lambda *_: stopping.set())
     with failures_reported():
         config = {"enable.idempotence": True, "compression.type": "lz4", "linger.ms": 20}
-        producer = Producer(client_config(bootstrap, **config))
+        producer = Producer(client_config(Cluster(bootstrap), **config))
         shipper = Shipper(producer, topic, [FollowedFile(path) for path in files])
         shipper.run(stopping)
     print(f"{shipper.acknowledged} lines acknowledged", file=sys.stderr)

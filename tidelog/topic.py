@@ -18,11 +18,8 @@ from confluent_kafka.admin import (
 )
 
 from tidelog.client import (
-    BOOTSTRAP_DEFAULT,
     REQUEST_SECONDS,
     AsJson,
-    Bootstrap,
-    CommandFailed,
     admin_client,
     counted,
     failures_reported,
@@ -31,6 +28,7 @@ from tidelog.client import (
     show_json,
     show_table,
 )
+from tidelog.connecting import Cluster, CommandFailed, connects
 
 app = typer.Typer(help="Create, list, describe, configure and delete topics.", no_args_is_help=True)
 
@@ -42,6 +40,7 @@ Name = Annotated[str, typer.Argument(metavar="TOPIC")]
 
 
 @app.command()
+@connects
 def create(
     name: Name,
     partitions: Annotated[
@@ -57,13 +56,14 @@ def create(
     ] = -1,
     config: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="A topic config. Repeatable.")] = None,
     if_not_exists: Annotated[bool, typer.Option("--if-not-exists", help="Succeed when it exists already.")] = False,
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Create a topic."""
     configs = key_values("--config", config or [])
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         existed = if_not_exists and name in _topics(admin)
         if not existed:
             wanted = NewTopic(name, partitions, replication_factor, config=configs)
@@ -76,10 +76,11 @@ def create(
 
 
 @app.command("list")
-def list_(bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+@connects
+def list_(as_json: AsJson = False, *, cluster: Cluster) -> None:
     """List all topics."""
     with failures_reported():
-        topics = _topics(admin_client(bootstrap))
+        topics = _topics(admin_client(cluster))
     rows = [(name, len(topics[name].partitions)) for name in sorted(topics)]
     if as_json:
         show_json([{"topic": name, "partitions": count} for name, count in rows])
@@ -88,10 +89,11 @@ def list_(bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> 
 
 
 @app.command()
-def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJson = False) -> None:
+@connects
+def describe(name: Name, as_json: AsJson = False, *, cluster: Cluster) -> None:
     """Show a topic's partitions with their offsets, and the configs that are set on it."""
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         found = results(admin.describe_topics(TopicCollection([name]), request_timeout=REQUEST_SECONDS))[name]
         partitions = [partition.id for partition in found.partitions]
         earliest = partition_offsets(admin, name, partitions, OffsetSpec.earliest())
@@ -115,14 +117,16 @@ def describe(name: Name, bootstrap: Bootstrap = BOOTSTRAP_DEFAULT, as_json: AsJs
 
 
 @app.command()
+@connects
 def delete(
     names: Annotated[list[str], typer.Argument(metavar="TOPIC...")],
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Delete topics with all their records."""
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         results(admin.delete_topics(names, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS))
     if as_json:
         show_json([{"topic": name, "deleted": True} for name in names])
@@ -132,6 +136,7 @@ def delete(
 
 
 @app.command()
+@connects
 def config(
     name: Name,
     sets: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Repeatable.")] = None,
@@ -141,8 +146,9 @@ def config(
     everything: Annotated[
         bool, typer.Option("--all", help="After --set or --unset, show all configs, not only those that are set.")
     ] = False,
-    bootstrap: Bootstrap = BOOTSTRAP_DEFAULT,
     as_json: AsJson = False,
+    *,
+    cluster: Cluster,
 ) -> None:
     """Show a topic's configs, after setting or unsetting some."""
     operations = [
@@ -153,7 +159,7 @@ def config(
         ConfigEntry(key, None, incremental_operation=AlterConfigOpType.DELETE) for key in dict.fromkeys(unsets or [])
     ]
     with failures_reported():
-        admin = admin_client(bootstrap)
+        admin = admin_client(cluster)
         if operations:
             resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=operations)
             results(admin.incremental_alter_configs([resource], request_timeout=REQUEST_SECONDS))

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from runtime.clock import Clock, SystemClock
 from tidelog.child import free_ports
-from tidelog.client import CommandFailed, admin_client, results
+from tidelog.client import admin_client, results
+from tidelog.connecting import Cluster, CommandFailed
 from tidelog.demo.lines import LogLines, Replay, find_lines
 from tidelog.demo.processes import shipper, tidelog
 from tidelog.demo.screen import DONE, STARTING, Figures, Screen, mebibytes, milliseconds, open_screen
@@ -138,7 +139,7 @@ class _Demo:
             raise DemoFailed(f"tidelog cannot be started: {error}") from None
         self._wait(screen, "tidelog to be ready", READY_SECONDS, self._is_ready)
         screen.say(f"{self._elapsed():5.1f} s tidelog is ready")
-        admin = admin_client(self._kafka)
+        admin = admin_client(Cluster(self._kafka))
         results(admin.create_topics([NewTopic(TOPIC, PARTITIONS)]))
         self._tail.start()
         self._wait(
@@ -207,7 +208,7 @@ class _Demo:
             raise DemoFailed(f"{received.count:,} lines came out, but their checksum is not that of the lines written")
         self._tail.stop()
         self._check()
-        lag = lag_records(admin_client(self._kafka), GROUP)  # /metrics may show that of some seconds ago
+        lag = lag_records(admin_client(Cluster(self._kafka)), GROUP)  # /metrics may show that of some seconds ago
         figures = replace(self._figures(DONE, self._scrape()), lag_records=lag)
         screen.show(figures)
         if lag != 0:

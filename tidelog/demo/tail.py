@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from runtime.clock import Clock
 from tidelog.client import client_config, describe_error
+from tidelog.connecting import Cluster
 from tidelog.demo.lines import Tally
 
 GROUP = "demo-search"
@@ -96,7 +97,7 @@ class Tail:
     def _consume(self, index: int) -> None:
         consumer = Consumer(
             client_config(
-                self._bootstrap,
+                Cluster(self._bootstrap),
                 **{
                     "client.id": f"demo-tail-{index}",
                     "group.id": GROUP,

@@ -2,11 +2,12 @@ import io
 import json
 import os
 import socket
+import ssl
 import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,11 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from typer.testing import CliRunner
 
 from runtime.settings import Settings, SettingsError
+from tests.support.certificates import Authority, Pair
 from tidelog import cli, records
 from tidelog.agent import metadata_addresses
-from tidelog.client import OutageNotice, counted, failures_reported, key_values, show_table, unreachable
+from tidelog.client import OutageNotice, counted, failures_reported, key_values, show_table
+from tidelog.connecting import Cluster, unreachable
 
 runner = CliRunner()
 
@@ -189,10 +192,89 @@ def test_a_port_that_is_not_kafkas_is_told_from_one_where_nobody_listens(answer:
     with answering(lambda _request: answer) as address:
         result = invoke("topic", "list", "--bootstrap", address)
         assert result.exit_code == 1
-        assert f"{address} accepts connections but does not answer as Kafka; is it the HTTP port?" in result.stderr
-        assert f"nothing listens at {nobody}" in str(unreachable(f"{address}, {nobody}"))
+        assert f"{address} accepts connections but does not answer as Kafka; is it the HTTP port" in result.stderr
+        assert f"nothing listens at {nobody}" in str(unreachable(Cluster(f"{address}, {nobody}")))
     with answering(as_kafka) as address:
-        assert unreachable(f"{nobody},{address}") is None
+        assert unreachable(Cluster(f"{nobody},{address}")) is None
+
+
+@pytest.fixture
+def tls_listener(tmp_path: Path) -> Iterator[tuple[str, Authority, Pair]]:
+    """The address of a listener that takes clients of its authority only and answers as Kafka; a client's pair."""
+    authority = Authority(tmp_path)
+    server, client = authority.issue("server"), authority.issue("client")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(authority.path))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_cert_chain(server.certificate, server.key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection, suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:
+                    names = dict(secure.getpeercert()["subject"][0])  # type: ignore[index, arg-type]
+                    request = secure.recv(1024)
+                    if names["commonName"] != "mallory":
+                        secure.sendall(as_kafka(request))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", authority, client
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+def test_what_is_wrong_with_tls_is_said(tls_listener: tuple[str, Authority, Pair], tmp_path: Path) -> None:
+    address, authority, client = tls_listener
+    stranger = Authority(tmp_path, "stranger")
+    foreign, mallory = stranger.issue("foreign"), authority.issue("mallory")
+
+    def problem(*options: object) -> str:
+        pairs = zip(options[::2], options[1::2], strict=True)
+        return str(unreachable(Cluster(address, **{str(name): Path(str(path)) for name, path in pairs})))
+
+    shown = ("tls_cert", client.certificate, "tls_key", client.key)
+    assert problem("tls_ca", authority.path, *shown) == "None"
+    assert "does it want TLS (--tls-ca)?" in problem()
+    assert "its certificate is not to be trusted: " in problem("tls_ca", stranger.path, *shown)
+    assert "refuses this client's TLS" in problem("tls_ca", authority.path)
+    foreign_shown = ("tls_cert", foreign.certificate, "tls_key", foreign.key)
+    assert "refuses this client's TLS" in problem("tls_ca", authority.path, *foreign_shown)
+    mallory_shown = ("tls_cert", mallory.certificate, "tls_key", mallory.key)
+    assert "hangs up after the TLS handshake" in problem("tls_ca", authority.path, *mallory_shown)
+    with answering(as_kafka) as plaintext:
+        assert "does not speak TLS" in str(unreachable(Cluster(plaintext, tls_ca=authority.path)))
+
+
+def test_wrong_files_for_tls_name_their_option(nobody: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair, other = authority.issue("one"), authority.issue("two")
+    nonsense = tmp_path / "nonsense"
+    nonsense.write_text("nonsense")
+    for options, words in (
+        (["--tls-ca", "missing"], "--tls-ca = 'missing': there is no such file"),
+        (["--tls-ca", str(nonsense)], f"--tls-ca = '{nonsense}': not a file of CAs in PEM"),
+        (["--tls-cert", str(pair.certificate)], "--tls-cert and --tls-key go together"),
+        (["--tls-cert", str(pair.certificate), "--tls-key", str(other.key)], "not a certificate and its key"),
+    ):
+        result = invoke("topic", "list", "--bootstrap", nobody, *options)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_tls_is_passed_on_to_librdkafka() -> None:
+    assert Cluster("a:1").librdkafka_config() == {"bootstrap.servers": "a:1"}
+    assert Cluster("a:1", Path("ca"), Path("cert"), Path("key")).librdkafka_config() == {
+        "bootstrap.servers": "a:1",
+        "security.protocol": "ssl",
+        "ssl.ca.location": "ca",
+        "ssl.certificate.location": "cert",
+        "ssl.key.location": "key",
+    }
 
 
 class HandClock:
@@ -207,7 +289,7 @@ def test_an_outage_that_lasts_is_said_once_and_the_next_one_again(
     nobody: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = HandClock()
-    outage = OutageNotice(nobody, cast(Any, clock))
+    outage = OutageNotice(Cluster(nobody), cast(Any, clock))
     clock.seconds += 100
     outage.look()
     outage.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
@@ -220,7 +302,7 @@ def test_an_outage_that_lasts_is_said_once_and_the_next_one_again(
     assert f"nothing listens at {nobody}" in said
     assert len(said.splitlines()) == 1
     with answering(as_kafka) as address:
-        outage._bootstrap = address
+        outage._cluster = Cluster(address)
         clock.seconds += 5
         outage.look()
     outage.on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
@@ -232,11 +314,11 @@ def test_an_outage_that_lasts_is_said_once_and_the_next_one_again(
 def test_closed_standard_streams_are_one_clear_line(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(typer.Exit), _said_on(monkeypatch, "stderr") as said:
-        records.produce("t", bootstrap=nobody)
+        records.produce(topic="t", bootstrap=nobody)
     assert "standard input is closed" in said.getvalue()
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(typer.Exit), _said_on(monkeypatch, "stderr") as said:
-        records.consume("t", bootstrap=nobody)
+        records.consume(topic="t", bootstrap=nobody)
     assert "standard output is closed" in said.getvalue()
 
 
@@ -308,7 +390,7 @@ def test_json_tables_are_json(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, count: int) -> None:
             self.partitions = dict.fromkeys(range(count))
 
-    monkeypatch.setattr("tidelog.topic.admin_client", lambda _bootstrap: None)
+    monkeypatch.setattr("tidelog.topic.admin_client", lambda _cluster: None)
     monkeypatch.setattr("tidelog.topic._topics", lambda _admin: {"b": Topic(4), "a": Topic(1)})
     result = invoke("topic", "list", "--json")
     assert json.loads(result.stdout) == [{"topic": "a", "partitions": 1}, {"topic": "b", "partitions": 4}]
