@@ -23,7 +23,8 @@ from runtime.settings import Settings, SettingsError, without_password
 PREFIX = "TIDELOG_"
 
 _OTHER_VARIABLES = re.compile(
-    r"TIDELOG_(CONFIG|BOOTSTRAP|TLS_(CA|CERT|KEY)|REQUIRE_ALL|SETUP_.*|TEST_.*"  # ours, but no settings: see docs/configuration.md
+    # Ours, but no settings: see docs/configuration.md.
+    r"TIDELOG_(CONFIG|BOOTSTRAP|TLS_(CA|CERT|KEY)|REQUIRE_ALL|SETUP_.*|TEST_.*"
     # Kubernetes adds these to every container beside a Service whose name begins with "tidelog".
     r"|(.*_)?(SERVICE_HOST|SERVICE_PORT|SERVICE_PORT_.*|PORT|PORT_[0-9]+_(TCP|UDP|SCTP).*))"
 )
