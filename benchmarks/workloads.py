@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import metadata, servers
+from benchmarks import metadata, servers, zones
 from benchmarks.peers.jars import Unavailable
 from benchmarks.rows import Bench, Figures, Row
 from benchmarks.servers import CHECKOUT, Server
@@ -274,4 +274,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "metadata commits": metadata.commits,
     "metadata finding": metadata.finding,
     "metadata partitions": metadata.partitions,
+    "zones": zones.zones,
 }
