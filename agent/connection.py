@@ -17,6 +17,7 @@ from kio.schema.errors import ErrorCode
 
 from agent.context import Call
 from agent.handlers import api_versions
+from agent.handlers.moved import TELLS, WHERE_TO
 from agent.handlers.produce import ProduceCall
 from agent.intake import Intake
 from agent.outgoing import Outgoing
@@ -26,7 +27,7 @@ from agent.wire.codec import BODY_BYTES_MAX, client_id_of, decode_header, decode
 from agent.wire.errors import DecodeError
 from agent.wire.frames import Block
 from agent.wire.produce_codec import PartitionRefusal, decode_produce
-from agent.zone_traffic import ZoneBytes
+from agent.zone_traffic import ClientPlace
 
 if TYPE_CHECKING:
     from agent.dispatch import Answer
@@ -46,13 +47,21 @@ IDLE: Final = "idle"
 WRITE_STALL: Final = "write_stall"
 LIMIT: Final = "limit"
 SHUTDOWN: Final = "shutdown"
-_UNREMARKABLE: Final = frozenset({CLIENT_CLOSED, IDLE, SHUTDOWN, CUT_OFF})
+MOVED: Final = "moved"
+_UNREMARKABLE: Final = frozenset({CLIENT_CLOSED, IDLE, SHUTDOWN, CUT_OFF, MOVED})
 
 _KEY_AND_VERSION: Final = struct.Struct(">hhi")
 _PRODUCE_MIN: Final = API_BY_KEY[PRODUCE].served_min
 _PRODUCE_MAX: Final = API_BY_KEY[PRODUCE].max_version
 UNSENT_BYTES_MAX: Final = 1024 * 1024
 """Answers that wait for an earlier one (a Produce's commit); beyond so many bytes no more requests are taken in."""
+QUIET_SECONDS: Final = 0.5
+"""A client that was told where to go has gone when it asks for nothing here for so long: several times what clients
+wait before they try again. One that has not will find out, and be told again."""
+UNTOLD_SECONDS: Final = 1.0
+"""One that asks for nothing at all is closed after this: losing the connection makes it look where to go."""
+_MOVES_WITH: Final = WHERE_TO | {API_VERSIONS}
+"""What a client asks on its way to another agent."""
 _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
 """What may wait for long, and is cut off when the agent leaves or (Fetch) when the client is gone."""
 
@@ -62,28 +71,29 @@ class Connection(asyncio.BufferedProtocol):
     ``principals``: the names in the client's certificate."""
 
     __slots__ = (
+        "_asked_at",
         "_blocks",
         "_busy_at",
         "_call",
         "_client_host",
-        "_client_id",
         "_close_reason",
-        "_crossing",
-        "_early_bytes",
         "_ending",
         "_flush_is_due",
         "_intake",
         "_outgoing",
+        "_place",
         "_principals",
         "_produces",
         "_pumping",
+        "_sent_away",
         "_server",
         "_slots",
         "_task",
         "_transport",
+        "_unanswered",
         "_unsent_bytes",
         "_write_paused",
-        "_zone",
+        "told",
     )
 
     def __init__(self, server: KafkaServer, principals: tuple[str, ...] = ()) -> None:
@@ -97,19 +107,19 @@ class Connection(asyncio.BufferedProtocol):
         self._task: asyncio.Task[None] | None = None
         self._call: Call | None = None
         self._client_host = ""
-        self._client_id: str | None = None
-        self._zone = ""
-        """The client's; empty until its first request says what it is called."""
-        self._crossing: ZoneBytes | None = None
-        """Where bytes are counted while the client's zone is not ours."""
-        self._early_bytes = 0
-        """Received before the zone was known."""
+        self._place = ClientPlace(server.metrics.cross_zone)
         self._close_reason: str | None = None
         self._ending = False
         self._pumping = False
         self._produces = False
         self._write_paused = False
-        self._busy_at = server.coarse_now
+        self._busy_at = self._asked_at = server.coarse_now
+        self.told = False
+        """Where to go instead, by an agent that is leaving."""
+        self._sent_away = False
+        """The request under way was cancelled to be answered with where to go."""
+        self._unanswered = False
+        """It produces without wanting answers, so it can only be told by closing."""
         self._unsent_bytes = 0
         self._flush_is_due = False
 
@@ -130,7 +140,9 @@ class Connection(asyncio.BufferedProtocol):
         )
         self._outgoing = Outgoing(transport, budget)
         peer = transport.get_extra_info("peername")
-        self._client_host = f"/{peer[0]}" if peer else "/unknown"
+        if peer:
+            self._place.host = peer[0]
+        self._client_host = f"/{self._place.host}"
         if not server.admit(self):
             self._close_reason = LIMIT
             self._ending = True
@@ -166,10 +178,7 @@ class Connection(asyncio.BufferedProtocol):
         intake, server = self._intake, self._server
         assert intake is not None
         server.metrics.received_bytes += count
-        if self._crossing is not None:
-            self._crossing.received += count
-        elif not self._zone:
-            self._early_bytes += count
+        self._place.received(count)
         block = intake.received(count, server.coarse_now)
         if block is not None:
             block.arrived_at = server.clock.monotonic()
@@ -233,6 +242,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_in(self, block: Block, start: int, end: int) -> None:
         api_key, api_version, correlation_id = _KEY_AND_VERSION.unpack_from(block.buffer, start)
+        if self._server.agent.moving and api_key not in _MOVES_WITH:
+            self._asked_at = self._server.coarse_now
         if api_key == PRODUCE and _PRODUCE_MIN <= api_version <= _PRODUCE_MAX:
             self._take_in_produce(block, start, end)
             return
@@ -260,10 +271,17 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(Slot(self, block, server.metrics.apis[PRODUCE]), BAD_REQUEST, str(error))
             return
         self._produces = True
-        if not self._zone:
-            self._meet(client_id_of(block.buffer, start, end))
+        place, roster = self._place, server.agent.roster
+        if not place.zone:
+            place.meet(client_id_of(block.buffer, start, end), roster)
         call = ProduceCall(self, block, server.agent)
         self._slots.append(call)
+        if server.agent.moving:
+            if request.acks in (1, -1):
+                call.send_away(request, roster.route(place.zone, place.client_id, place.host))
+                self.told = True
+                return
+            self._unanswered = True
         if call.take_in(request, server.clock.now_ms()):
             call.append()
         else:
@@ -296,34 +314,32 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(slot, BAD_REQUEST, str(error))
             return
         self._slots.append(slot)
-        if header.client_id != self._client_id or not self._zone:
-            self._meet(header.client_id)
+        place = self._place
+        if header.client_id != place.client_id or not place.zone:
+            place.meet(header.client_id, server.agent.roster)
         call = Call(
             api.key,
             header.api_version,
             header.correlation_id,
             header.client_id,
             self._client_host,
-            self._zone,
+            place.zone,
             self._principals,
         )
         self._call = call
         self._task = server.supervisor.start(f"kafka-{api.name}", self._answer(slot, call, request))
 
-    def _meet(self, client_id: str | None) -> None:
-        """The client says what it is called, and with that in which zone it is."""
-        roster = self._server.agent.roster
-        self._client_id = client_id
-        self._zone = roster.client_zone(client_id, self._client_host[1:])
-        self._crossing = None
-        if self._zone != roster.zone:
-            self._crossing = self._server.metrics.cross_zone.of(roster.zone_label(self._zone))
-            self._crossing.received += self._early_bytes
-        self._early_bytes = 0
-
     async def _answer(self, slot: Slot, call: Call, request: Any) -> None:
+        dispatcher = self._server.dispatcher
         try:
-            answer = await self._server.dispatcher.answer(call, request)
+            try:
+                answer = await dispatcher.answer(call, request)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                assert task is not None
+                if not self._sent_away or task.uncancel() > 0:
+                    raise
+                answer = dispatcher.sent_away(call, request)
         except asyncio.CancelledError:
             slot.closes = CUT_OFF
             raise
@@ -333,7 +349,10 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 slot.answer, slot.payload = answer.head, answer.payload
                 self._hold_answer(slot, answer)
+                if self._server.agent.moving and call.api_key in TELLS:
+                    self.told = True
         finally:
+            self._sent_away = False
             self._task = None
             self._call = None
             self.completed(slot)
@@ -437,8 +456,7 @@ class Connection(asyncio.BufferedProtocol):
             outgoing.write(frames[0] if len(frames) == 1 else b"".join(frames))
         if sent_bytes:
             self._server.metrics.sent_bytes += sent_bytes
-            if self._crossing is not None:
-                self._crossing.sent += sent_bytes
+            self._place.sent(sent_bytes)
         if slots and slots[0].closes is not None:
             self.close(slots[0].closes)
         elif self._ending and not slots and self._close_reason is None:
@@ -470,6 +488,24 @@ class Connection(asyncio.BufferedProtocol):
             self._task.cancel()
         self._hold_back()
         self._flush()
+
+    def send_away(self) -> None:
+        """The agent sends its clients to others from now on: whoever waits here for long is told at once."""
+        self._asked_at = self._server.coarse_now
+        if self._task is not None and self._call is not None and self._call.api_key in _LONG_WAITS:
+            self._sent_away = True
+            self._task.cancel()
+
+    def has_moved(self, now: float) -> bool:
+        """Nothing of its client is under way, and it asked for nothing but where to go for a while."""
+        assert self._intake is not None and self._outgoing is not None
+        if self._unanswered:
+            self.told = True  # closing is all it will notice; what it sent is stored first
+            self.leave()
+            return False
+        if self._slots or self._blocks or self._intake.mid_frame or self._outgoing.settle():
+            return False
+        return now - self._asked_at >= (QUIET_SECONDS if self.told else UNTOLD_SECONDS)
 
     def sweep(self, now: float) -> None:
         """Look at this connection's clocks; ``now`` is :attr:`KafkaServer.coarse_now`. Called about once a second."""

@@ -67,5 +67,7 @@ class Agent:
     budget: Budget
     metrics: AgentMetrics
     roster: Roster
+    moving: bool = False
+    """It is leaving, and sends its clients to other agents."""
     large_answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Answers that keep the event loop busy for long are made one at a time."""

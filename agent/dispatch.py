@@ -28,6 +28,7 @@ from agent.handlers import (
     list_groups,
     list_offsets,
     metadata,
+    moved,
     offset_commit,
     offset_fetch,
     offset_for_leader_epoch,
@@ -99,6 +100,8 @@ class Dispatcher:
 
         Cancellation passes through: the client is gone or the agent is leaving.
         """
+        if self._agent.moving and (sent_away := self.sent_away(call, request)) is not None:
+            return sent_away
         api = self._agent.metrics.apis[call.api_key]
         try:
             body = await self._handlers[call.api_key](call, request, self._agent)
@@ -114,6 +117,21 @@ class Dispatcher:
         else:
             api.ok += 1
         return answer
+
+    def sent_away(self, call: Call, request: Any) -> Answer | None:
+        """The answer of an agent that leaves; None to a request that it carries out all the same."""
+        api = self._agent.metrics.apis[call.api_key]
+        try:
+            body = moved.answer(call, request, self._agent)
+            if body is None:
+                return None
+            api.error += 1
+            if isinstance(body, EncodedResponse):
+                head = response_prefix(call.api_key, call.api_version, call.correlation_id, body.byte_length)
+                return Answer(head, body)
+            return Answer(encode_response(call.api_key, call.api_version, call.correlation_id, body))
+        except Exception as error:
+            return self._failed(call, error)
 
     def _failed(self, call: Call, error: Exception) -> Answer | None:
         """What a failed handler's client hears: Kafka's error where the API has one place for it, else nothing."""

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Mapping
 from typing import Final
 
-from agent.connection import SHUTDOWN, Connection
+from agent.connection import MOVED, SHUTDOWN, Connection
 from agent.context import Agent
 from agent.dispatch import HANDLERS, Dispatcher, Handler
 from agent.failure_log import FailureLog
@@ -22,6 +22,11 @@ BACKLOG: Final = 4096
 """Connections the kernel holds for us: a fleet of shippers reconnects at once when an agent restarts."""
 SWEEP_SECONDS: Final = 1.0
 WARM_UP_PAUSE_SECONDS: Final = 0.002
+LOOK_SECONDS: Final = 0.05
+"""Pause between two looks for connections whose clients have moved."""
+CALM_SECONDS: Final = 0.5
+"""Without a connection before everybody counts as moved: a client that knows this agent alone comes back to ask where
+to go, after a reconnect backoff of 50 to 100 ms."""
 
 
 class KafkaServer:
@@ -53,6 +58,10 @@ class KafkaServer:
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
         self._draining = False
+        self.moved_connections = 0
+        """Of clients that were told where to go, and went."""
+        self.untold_connections = 0
+        """Closed while clients were being moved, by clients that asked for nothing."""
         self._all_gone: asyncio.Event = asyncio.Event()
 
     # --- life cycle ---------------------------------------------------------------------------------------
@@ -100,6 +109,42 @@ class KafkaServer:
         if self._server is not None:
             self._server.close()
             self._server = None
+
+    def begin_moving(self) -> None:
+        """Send clients to other agents from now on (``agent.moving``): those who wait here are told at once, the others
+        when they ask. New connections are still accepted, and told."""
+        self.coarse_now = self.clock.monotonic()
+        self.agent.moving = True
+        for connection in list(self._connections):
+            connection.send_away()
+
+    async def all_moved(self, until: float) -> None:
+        """Close connections whose clients have gone; return when none is left and none has come for a moment.
+
+        Returns at ``until`` (monotonic seconds) whoever is left, and when there is no other agent to go to any more.
+        """
+        calm_since: float | None = None
+        while self.agent.roster.has_others():
+            now = self.coarse_now = self.clock.monotonic()
+            if now >= until:
+                return
+            is_calm = True
+            for connection in list(self._connections):
+                if connection.has_moved(now):
+                    connection.close(MOVED)
+                else:
+                    is_calm = False
+            if not is_calm:
+                calm_since = None
+            elif calm_since is None:
+                calm_since = now
+            elif now - calm_since >= CALM_SECONDS:
+                return
+            await self.clock.sleep(LOOK_SECONDS)
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._connections)
 
     async def drain(self) -> None:
         """Read no more requests, answer those in flight, close; returns when every connection is gone.
@@ -151,6 +196,11 @@ class KafkaServer:
         self._connections.discard(connection)
         self.metrics.connections_open -= 1
         self.metrics.connections_closed[reason] += 1
+        if self.agent.moving and not self._draining:
+            if connection.told:
+                self.moved_connections += 1
+            else:
+                self.untold_connections += 1
         if not self._connections:
             self._all_gone.set()
 

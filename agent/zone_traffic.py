@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.roster import Roster
+
 
 class ZoneBytes:
     """To and from one other zone."""
@@ -29,3 +34,40 @@ class ZoneTraffic:
     def byte_count(self) -> int:
         """Both directions, all zones."""
         return sum(counted.received + counted.sent for counted in self.by_zone.values())
+
+
+class ClientPlace:
+    """Where the client of one connection is, and the bytes it moves while that is another zone.
+
+    A client says what it is called with each request; ``zone`` is empty before the first.
+    """
+
+    __slots__ = ("_crossing", "_early_bytes", "_traffic", "client_id", "host", "zone")
+
+    def __init__(self, traffic: ZoneTraffic) -> None:
+        self._traffic = traffic
+        self._crossing: ZoneBytes | None = None
+        self._early_bytes = 0
+        self.client_id: str | None = None
+        self.host = "unknown"
+        self.zone = ""
+
+    def meet(self, client_id: str | None, roster: Roster) -> None:
+        """The client is called ``client_id`` from now on."""
+        self.client_id = client_id
+        self.zone = roster.client_zone(client_id, self.host)
+        self._crossing = None
+        if self.zone != roster.zone:
+            self._crossing = self._traffic.of(roster.zone_label(self.zone))
+            self._crossing.received += self._early_bytes
+        self._early_bytes = 0
+
+    def received(self, count: int) -> None:
+        if self._crossing is not None:
+            self._crossing.received += count
+        elif not self.zone:
+            self._early_bytes += count
+
+    def sent(self, count: int) -> None:
+        if self._crossing is not None:
+            self._crossing.sent += count

@@ -27,7 +27,7 @@ order, as in Kafka.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -80,6 +80,8 @@ class Committer:
         self._expiry: asyncio.TimerHandle | None = None
         self.unsettled = 0
         """Segments whose tickets still wait."""
+        self.settled_records: Counter[str] = Counter()
+        """Of segments whose tickets have settled, by what became of them; the words of the metric."""
         self.failure: str | None = None
         """Why the latest commit call did not work; None when it did."""
 
@@ -118,6 +120,10 @@ class Committer:
             if not segment.settled:
                 self._fail(segment, error, outcome)
         self._queue.clear()
+
+    def unsettled_records(self) -> int:
+        """Records of the segments whose tickets still wait."""
+        return sum(segment.record_count for segment in self._queue if not segment.settled)
 
     async def wait_settled(self) -> None:
         """Return when no ticket of a sealed segment waits any more."""
@@ -240,6 +246,7 @@ class Committer:
     def _count_settled(self, segment: SealedSegment, outcome: str) -> None:
         """``segment`` is about to settle: its memory goes back before its producers hear of it."""
         assert segment.encoded is not None
+        self.settled_records[outcome] += segment.record_count
         self._metrics.segments[outcome].inc()
         self._metrics.segments_pending.dec()
         self._metrics.bytes_pending.dec(segment.encoded.byte_length)

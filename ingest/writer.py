@@ -183,6 +183,14 @@ class SegmentWriter:
         """Why the latest attempt of an upload failed, while something waits for it."""
         return self._uploader.failure if self._committer.unsettled else None
 
+    def settled_records(self) -> dict[str, int]:
+        """Records whose producers have been answered, by what became of them ("committed" and what failed)."""
+        return dict(self._committer.settled_records)
+
+    def pending_records(self) -> int:
+        """Records taken in and not answered yet."""
+        return self._committer.unsettled_records() + (0 if self._open is None else self._open.record_count)
+
     def _open_segment(self) -> OpenSegment:
         timer = asyncio.get_running_loop().call_later(self._settings.linger_ms / 1000, self._linger_over)
         self._open = OpenSegment(self._clock.monotonic(), timer)

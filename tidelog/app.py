@@ -7,6 +7,7 @@ goes the other way round, in order: unready, stop accepting, seal, upload, commi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from importlib.metadata import version
 import structlog
 
 from agent.context import Agent, AgentIdentity
+from agent.drain import drain
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
 from agent.membership import Membership
@@ -87,7 +89,7 @@ class AgentProcess:
         self._clock = clock
         self._parts = ProcessParts(settings, clock, entropy, on_failure)
         self._open_metadata = open_metadata
-        self._writer: SegmentWriter | None = None
+        self._agent: Agent | None = None
         self._server: KafkaServer | None = None
         self._membership: Membership | None = None
         self.kafka_address = ""
@@ -142,12 +144,12 @@ class AgentProcess:
             fetcher,
             on_fenced=self._fenced,
         )
-        self._writer = writer
         topics = TopicDirectory()
         identity = AgentIdentity("", 0, 0, kafka_host, kafka_port, settings.zone, settings.group)
         agent = Agent(
             settings, clock, parts.entropy, identity, metadata, topics, writer, fetcher, budget, agent_metrics, roster
         )
+        self._agent = agent
         server = KafkaServer(agent, parts.supervisor)
         self._server = server
         parts.closes("kafka", server.close)
@@ -230,28 +232,21 @@ class AgentProcess:
         self._parts.on_failure("agent", error)
 
     async def drain(self) -> None:
-        """Unready, stop accepting, then seal, upload, commit and answer what was taken in.
+        """Move clients to other agents, then seal, upload, commit and answer what was taken in; say what became of it.
 
         What is not done within ``drain_ms`` is given up: its producers were never acknowledged and will retry.
         """
-        assert self._writer is not None and self._server is not None, "drain after start"
+        assert self._agent is not None and self._server is not None and self._membership is not None, "after start"
         self._parts.health.draining("shutting down")
-        await self._server.stop_accepting()
-        began = self._clock.monotonic()
-        try:
-            async with asyncio.timeout(self._settings.drain_ms / 1000):
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self._writer.drain(), name="drain-writer")
-                    group.create_task(self._server.drain(), name="drain-connections")
-        except TimeoutError:
-            _log.warning("drain_incomplete", after_ms=self._settings.drain_ms)
-        else:
-            _log.info("drained", seconds=round(self._clock.monotonic() - began, 3))
+        seconds_max = self._settings.drain_ms / 1000
+        report = await drain(self._agent, self._server, self._membership, self._parts.supervisor, seconds_max)
+        with contextlib.suppress(OSError):  # nobody may be listening any more
+            print(report.sentence(), flush=True)
 
     async def stop(self) -> None:
         """Close everything, newest first. Idempotent."""
-        if self._writer is not None:
-            await self._writer.stop()
+        if self._agent is not None:
+            await self._agent.writer.stop()
         await self._parts.close()
         _log.info("stopped")
 

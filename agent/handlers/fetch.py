@@ -6,8 +6,8 @@ KIP-320 (current leader epoch, 9+), KIP-392 (preferred read replica, 11+: always
 
 Sessions are not kept: every answer carries session id 0 and every partition asked for, which the KIP allows; a client
 that names a session is told that it does not exist, and then sends a full request. Left out: what only
-followers send (replica state, ``last_fetched_epoch`` divergence, log start offset), magic 0 and 1, throttling,
-the leader hints of KIP-951 (any agent serves any partition).
+followers send (replica state, ``last_fetched_epoch`` divergence, log start offset), magic 0 and 1, throttling.
+The leader hints of KIP-951 are only given by an agent that leaves (:mod:`agent.handlers.moved`).
 """
 
 from __future__ import annotations

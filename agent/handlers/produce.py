@@ -9,6 +9,9 @@ answered when its ticket settles, each batch with its own base offset.
 - Topics that store something else than was sent (``compression.type``, LogAppendTime) take a slower path, in which the
   connection's later requests wait so that the order of a partition stays the order of the requests.
 
+An agent that leaves sends producers to another (NOT_LEADER_OR_FOLLOWER, with its address from version 10 on), but for
+acks 0: these it takes in, and closes the connection, since it has no other way to say so.
+
 Leaves out: transactions (error 53, which clients do not retry), throttling, version 13.
 """
 
@@ -22,6 +25,8 @@ from kio.schema.errors import ErrorCode
 
 from agent.context import Agent
 from agent.errors import error_code, failure_code
+from agent.handlers.moved import NOT_LEADER, produce_refusals
+from agent.routing import Route
 from agent.slots import Slot, SlotOwner
 from agent.topics import TopicView
 from agent.wire.apis import PRODUCE
@@ -118,6 +123,15 @@ class ProduceCall(Slot):
                 rows = self._take_in_topic(view, spans, now_ms)
             self._topics.append((name, rows))
         return self._rewrites is None
+
+    def send_away(self, request: ProduceRequest, route: Route) -> None:
+        """Answer every partition with where to produce it instead: this agent is leaving."""
+        topics, endpoints = produce_refusals(request, route, self._agent)
+        self._agent.metrics.refused_batches[NOT_LEADER.name] += request.partition_count
+        assert self.api is not None
+        self.api.error += 1
+        self.answer = encode_produce_response(request.api_version, request.correlation_id, topics, endpoints)
+        self._complete()
 
     def _take_in_topic(self, view: TopicView, spans: list[PartitionSpan], now_ms: int) -> list[_Row]:
         """Validate the batches of one topic; keeps each or says why not."""

@@ -3,7 +3,7 @@
 By hand, because kio's writer copies and takes about 4 µs a partition: here records stay where they lie and
 everything between them is packed into as few small buffers as possible. Tests compare it with kio's byte for byte.
 Source: ``FetchResponse.json``; KIP-219 (throttle), KIP-227 (sessions: always 0, none is kept), KIP-482 (flexible from
-12), KIP-516 (topic ids from 13), KIP-951 (16: no field of it is ever set).
+12), KIP-516 (topic ids from 13), KIP-951 (from 16 on refused partitions name their leader).
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from agent.wire.endpoints import NO_LEADER, NodeEndpoint, current_leader, write_endpoints
+
 FLEXIBLE_SINCE = 12
 TOPIC_ID_SINCE = 13
 NO_TOPIC_ID = bytes(16)
+LEADERS_SINCE = 16
 SESSION_SINCE = 7
 COPY_BELOW_BYTES = 2_048
 """Records smaller than this are copied between the fields around them: cheaper than one more piece to send."""
@@ -31,6 +34,8 @@ class PartitionRow(NamedTuple):
     log_start_offset: int
     chunks: Sequence[Chunk]
     byte_length: int
+    leader_id: int = NO_LEADER
+    """Where to go instead; told from version 16 on."""
 
 
 _V4 = struct.Struct(">ihqqii").pack  # partition, error, high watermark, last stable, aborted count, records length
@@ -48,8 +53,9 @@ def encode_fetch_response(
     topics: Sequence[tuple[str | bytes, Sequence[PartitionRow]]],
     read_committed: bool = False,
     error_code: int = 0,
+    endpoints: Sequence[NodeEndpoint] = (),
 ) -> tuple[list[bytes | memoryview], int, int]:
-    """``topics`` by name, or by 16-byte id from version 13 on.
+    """``topics`` by name, or by 16-byte id from version 13 on; ``endpoints``: of the leaders that rows name.
 
     :return: the pieces, their sum in bytes, and how many of these are new (the rest is borrowed from the rows).
     """
@@ -83,11 +89,14 @@ def encode_fetch_response(
                 for chunk in row.chunks:
                     head += chunk
             if flexible:
-                head.append(0)
+                if row.leader_id != NO_LEADER and version >= LEADERS_SINCE:
+                    head += current_leader(1, row.leader_id)
+                else:
+                    head.append(0)
         if flexible:
             head.append(0)
     if flexible:
-        head.append(0)
+        write_endpoints(head, endpoints if version >= LEADERS_SINCE else ())
     own += len(head)
     pieces.append(bytes(head))
     return pieces, own + borrowed, own

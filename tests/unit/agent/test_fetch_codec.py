@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from kio.index import load_response_schema
 from kio.schema.errors import ErrorCode
-from kio.serial import entity_writer
+from kio.serial import entity_reader, entity_writer
 from kio.static.primitive import i16, i32, i32Timedelta, i64
 
+from agent.wire.endpoints import NodeEndpoint
 from agent.wire.fetch_codec import COPY_BELOW_BYTES, TOPIC_ID_SINCE, PartitionRow, encode_fetch_response
 
 VERSIONS = range(4, 17)
@@ -96,3 +97,22 @@ def test_a_refused_session_is_an_empty_answer(version: int) -> None:
 def test_large_records_are_not_copied() -> None:
     pieces, _, _ = encode_fetch_response(11, [("t", [ROWS[2]])])
     assert pieces[1] is LARGE[0] and pieces[2] is LARGE[1]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_refused_partitions_name_their_leader_from_version_16_on(version: int) -> None:
+    name = ID.bytes if version >= TOPIC_ID_SINCE else "logs"
+    rows = [PartitionRow(0, 6, -1, -1, (), 0, leader_id=7), PartitionRow(1, 6, -1, -1, (), 0)]
+    pieces, _, _ = encode_fetch_response(version, [(name, rows)], endpoints=[NodeEndpoint(7, "agent-7", 9092)])
+    data = b"".join(pieces)
+    answer, size = entity_reader(load_response_schema(1, version))(data, 0)
+    assert size == len(data)
+    partitions = answer.responses[0].partitions
+    assert [row.error_code for row in partitions] == [ErrorCode.not_leader_or_follower] * 2
+    if version >= 16:
+        assert (partitions[0].current_leader.leader_id, partitions[0].current_leader.leader_epoch) == (7, 0)
+        assert [(node.node_id, node.host, node.port) for node in answer.node_endpoints] == [(7, "agent-7", 9092)]
+    if version >= 12:
+        assert partitions[1].current_leader.leader_id == -1
+    if 12 <= version < 16:
+        assert partitions[0].current_leader.leader_id == -1
