@@ -25,4 +25,4 @@ def metadata_url(kind: str, folder: Path, request: pytest.FixtureRequest) -> Ite
         server: PostgresServer = request.getfixturevalue("postgres")
         url = server.create_database()
         yield url
-        server.drop_database(url)
+        server.release_database(url)
