@@ -31,6 +31,8 @@ _log = structlog.get_logger("tidelog.metadata.agents")
 
 LOOK_SECONDS = 0.25
 """Pause between two looks for silent agents."""
+POSTPONED_SECONDS = 1.0
+"""When nothing can be decided, fencing is tried again after this."""
 FORGOTTEN_PER_COMMAND = 100
 """Agents forgotten in one command."""
 
@@ -102,12 +104,10 @@ class AgentWatch:
         self._registry.excuse(self._now())
         self._publish()
 
-    async def forget(self) -> None:
-        """Drop agents that have been fenced for long. :raises MetadataUnavailable:"""
+    def forget(self, transaction: Transaction) -> None:
+        """Decide to drop agents that have been fenced for long."""
         before_ms = self._clock.now_ms() - self._settings.forget_ms
-        await self._pipeline.run(
-            lambda transaction: self._state().forget_agents(before_ms, FORGOTTEN_PER_COMMAND, transaction.changes)
-        )
+        self._state().forget_agents(before_ms, FORGOTTEN_PER_COMMAND, transaction.changes)
 
     # --- time -------------------------------------------------------------------------------------------
 
@@ -121,6 +121,7 @@ class AgentWatch:
                     await self._pipeline.run(self._fence_silent)
                 except MetadataUnavailable as error:
                     _log.warning("agent_fencing_postponed", error=str(error))
+                    await self._clock.sleep(POSTPONED_SECONDS)
 
     def _fence_silent(self, transaction: Transaction) -> None:
         """Decided anew in its turn: somebody may have been heard meanwhile."""

@@ -200,17 +200,15 @@ class GroupCoordinator:
             lambda _: [entry.group.describe(with_members=False) for entry in self._entries.values()]
         )
 
-    async def delete_group(self, group_id: str) -> Refusal | None:
-        def decide(transaction: Transaction) -> Refusal | None:
-            entry = self._entries.get(group_id)
-            if entry is None:
-                return Refusal.GROUP_ID_NOT_FOUND
-            refusal = entry.group.kill()
-            if refusal is None:
-                self._drop(entry, transaction)
-            return refusal
-
-        return await self._pipeline.run(decide)
+    def decide_delete(self, group_id: str, transaction: Transaction) -> Refusal | None:
+        """Delete a group that is empty, in the ``decide`` of a command."""
+        entry = self._entries.get(group_id)
+        if entry is None:
+            return Refusal.GROUP_ID_NOT_FOUND
+        refusal = entry.group.kill()
+        if refusal is None:
+            self._drop(entry, transaction)
+        return refusal
 
     async def group_lags(self) -> list[GroupLag]:
         """One query for each partition that a group has not read to its end. Lets others work in between.

@@ -2,7 +2,8 @@
 
 While a write runs, further commands queue; nothing is decided on state that might still be lost. When the write
 is durable its callbacks run, its waiters are answered, and the queue becomes the next transaction. When a write
-fails its outcome is unknown: the in-memory state is rebuilt from the store before anything else is decided.
+fails its outcome is unknown: the in-memory state is rebuilt from the store before anything else is decided. When the
+store says that another process leads now, everything ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import structlog
 
 from metadata.metrics import MetadataMetrics
 from metadata.model import MetadataError, MetadataUnavailable
-from metadata.store.port import Change, MetadataStore, StoreSnapshot
+from metadata.store.port import Change, Deposed, MetadataStore, StoreSnapshot
 from runtime.clock import Clock
 from runtime.tasks import Supervisor
 
@@ -104,7 +105,7 @@ class CommandPipeline:
     def check_running(self) -> None:
         """:raises MetadataUnavailable: commands are not taken: not yet, or not any more."""
         if self._stopping or self._driver is None or self._driver.done():
-            raise MetadataUnavailable("the metadata service is not running")
+            raise MetadataUnavailable(self._problem or "the metadata service is not running")
 
     def problem(self) -> str | None:
         """Why commands cannot be decided now, None when all is well."""
@@ -112,6 +113,8 @@ class CommandPipeline:
 
     async def start(self, supervisor: Supervisor, new_cluster_id: str) -> StoreSnapshot:
         """Open the store, load the state through the ``on_reload`` callbacks, and begin to take commands.
+
+        When the store is deposed, the task ``metadata-pipeline`` fails with Deposed, which ``supervisor`` reports.
 
         :raises StoreUnavailable: the store cannot be opened; nothing was started.
         """
@@ -159,8 +162,11 @@ class CommandPipeline:
                     await self._wake.wait()
                     continue
                 await self._one_transaction()
+        except Deposed as error:
+            self._problem = f"another process leads now: {error}"
+            raise
         finally:
-            self._fail_queued("the metadata service has stopped")
+            self._fail_queued(self._problem or "the metadata service has stopped")
 
     async def _one_transaction(self) -> None:
         """Decide what is queued, write it, answer."""
@@ -202,7 +208,12 @@ class CommandPipeline:
             _settle(answer, result)
 
     async def _recover(self, cause: BaseException) -> None:
-        """Rebuild the state from the store; commands that queue meanwhile fail with each attempt that fails."""
+        """Rebuild the state from the store; commands that queue meanwhile fail with each attempt that fails.
+
+        :raises Deposed: there is nothing to recover.
+        """
+        if isinstance(cause, Deposed):
+            raise cause
         pause, pause_max = RELOAD_PAUSE_SECONDS
         self._problem = f"the metadata store failed: {cause}"
         _log.error("metadata_write_failed", error=repr(cause))
@@ -210,6 +221,8 @@ class CommandPipeline:
             try:
                 snapshot = await self._store.reload()
                 break
+            except Deposed:
+                raise
             except Exception as error:
                 self._problem = f"the metadata store cannot be read: {error}"
                 self._fail_queued(self._problem)

@@ -1,6 +1,14 @@
 """The metadata service: decides through :mod:`metadata.state`, writes through the pipeline, shows what is durable.
 
 It is the in-process :class:`metadata.client.MetadataClient`; a server adds a transport, nothing else.
+
+Calls that create, delete, alter or register take a ``call_id`` besides, from a transport: the name of the call, the
+same in each repetition and in no other call. A repetition gets the first answer, whichever process leads by then, for
+ten minutes. All other calls are safe to repeat without.
+
+Once the store says that another process leads, the task ``metadata-pipeline`` fails with
+:class:`metadata.store.port.Deposed` (the supervisor's ``on_failure`` hears of it), and every call raises
+:class:`metadata.model.MetadataUnavailable`. The owner then calls :meth:`MetadataService.stop`.
 """
 
 from __future__ import annotations
@@ -8,7 +16,9 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeVar
 
+import msgspec
 import structlog
 
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
@@ -27,6 +37,7 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
+from metadata.listeners import Listeners, MetadataSubscription
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
     EXTENTS_FOUND_MAX,
@@ -56,30 +67,13 @@ from runtime.tasks import Supervisor
 
 _log = structlog.get_logger("tidelog.metadata")
 
+T = TypeVar("T")
+
 EXPIRY_SECONDS = 60.0
-"""Pause between two looks for idle producers and agents that are gone."""
+"""Pause between two looks for idle producers, agents that are gone, and old answers."""
 PRODUCERS_PER_COMMAND = 1_000
 """Producer states forgotten in one command: bounds how long the loop and the write are busy."""
 _NOTHING = StoreSnapshot("", (), (), (), (), (), {}, (), {})
-
-
-class MetadataSubscription:
-    """Implements :class:`metadata.client.Subscription`; in-process every partition's extents are announced."""
-
-    def __init__(self, topics: tuple[Topic, ...], agents: tuple[AgentInfo, ...], close: Callable[[], None]) -> None:
-        self.topics = topics
-        self.agents = agents
-        self._close = close
-
-    async def follow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
-        """They are announced anyway."""
-
-    def unfollow(self, partitions: Sequence[tuple[TopicId, int]]) -> None:
-        """They go on being announced."""
-
-    def close(self) -> None:
-        """The listener hears nothing more. Idempotent."""
-        self._close()
 
 
 class MetadataService:
@@ -104,7 +98,7 @@ class MetadataService:
         self._topic_settings = topic_settings
         self._state = State(_NOTHING)
         self._visible = VisibleIndex(_NOTHING)
-        self._listeners: list[MetadataListener] = []
+        self._listeners = Listeners()
         self._pipeline = CommandPipeline(store, clock, metrics)
         self._pipeline.on_reload(self._load)
         self._agents = AgentWatch(
@@ -148,19 +142,38 @@ class MetadataService:
         """Why nothing can be committed now, None when all is well."""
         return self._pipeline.problem()
 
+    async def _run_once(self, call_id: str, kind: Any, decide: Callable[[Transaction], T]) -> T:
+        """Run ``decide``, whose answer has the type ``kind``; a call that was answered before gets that answer."""
+
+        def decide_once(transaction: Transaction) -> T:
+            known = self._state.calls.answer(call_id)
+            if known is not None:
+                answer: T = msgspec.msgpack.decode(known, type=kind)
+                return answer
+            before = len(transaction.changes)
+            answer = decide(transaction)
+            if len(transaction.changes) > before:
+                self._state.calls.remember(
+                    call_id, msgspec.msgpack.encode(answer), self._clock.now_ms(), transaction.changes
+                )
+            return answer
+
+        return await self._pipeline.run(decide_once if call_id else decide)
+
     # --- agents and producers ---------------------------------------------------------------------------
 
-    async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
-        return await self._pipeline.run(partial(self._agents.register, registration))
+    async def register_agent(self, registration: AgentRegistration, call_id: str = "") -> AgentRegistered:
+        return await self._run_once(call_id, AgentRegistered, partial(self._agents.register, registration))
 
     async def heartbeat_agent(self, heartbeat: AgentHeartbeat) -> None:
         self._pipeline.check_running()
         self._agents.heard(heartbeat)
 
-    async def leave_agent(self, agent_epoch: int) -> None:
-        await self._pipeline.run(partial(self._agents.leave, agent_epoch))
+    async def leave_agent(self, agent_epoch: int, call_id: str = "") -> None:
+        await self._run_once(call_id, None, partial(self._agents.leave, agent_epoch))
 
     async def describe_agents(self) -> list[AgentDescription]:
+        self._pipeline.check_running()
         return self._agents.describe()
 
     def excuse_silence(self) -> None:
@@ -171,7 +184,7 @@ class MetadataService:
         self._agents.excuse()
 
     def _agents_changed(self, agents: Sequence[AgentInfo]) -> None:
-        self._tell(lambda listener: listener.agents_changed(agents))
+        self._listeners.tell(lambda listener: listener.agents_changed(agents))
 
     async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
         return await self._pipeline.run(
@@ -184,12 +197,16 @@ class MetadataService:
             try:
                 while await self._pipeline.run(self._expire_some) == PRODUCERS_PER_COMMAND:
                     pass
-                await self._agents.forget()
+                await self._pipeline.run(self._forget_old)
             except MetadataUnavailable as error:
                 _log.warning("metadata_expiry_postponed", error=str(error))
 
     def _expire_some(self, transaction: Transaction) -> int:
         return self._state.expire_producers(self._clock.now_ms(), PRODUCERS_PER_COMMAND, transaction.changes)
+
+    def _forget_old(self, transaction: Transaction) -> None:
+        self._agents.forget(transaction)
+        self._state.calls.forget(self._clock.now_ms(), transaction.changes)
 
     # --- commits ----------------------------------------------------------------------------------------
 
@@ -212,11 +229,12 @@ class MetadataService:
         self._metrics.batches_refused.inc(outcome.refused)
         if outcome.extents:
             self._visible.add_extents(outcome.extents)
-            self._tell(lambda listener: listener.extents_committed(outcome.extents))
+            self._listeners.tell(lambda listener: listener.extents_committed(outcome.extents))
 
     # --- reads ------------------------------------------------------------------------------------------
 
     async def find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:
+        self._pipeline.check_running()
         return [await self._find(query) for query in queries]
 
     async def _find(self, query: ExtentsQuery) -> ExtentsFound:
@@ -251,6 +269,7 @@ class MetadataService:
         return ExtentsFound(partition.high_watermark, partition.log_start_offset, tuple(found))
 
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        self._pipeline.check_running()
         visible = self._visible.partition(topic_id, partition)
         if visible is None:
             raise Refused(self._unknown(topic_id), "This server does not host this topic ID or partition.")
@@ -263,6 +282,7 @@ class MetadataService:
             raise MetadataUnavailable(str(error)) from error
 
     async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
+        self._pipeline.check_running()
         answers: list[PartitionOffsets | None] = []
         for topic_id, number in partitions:
             partition = self._visible.partition(topic_id, number)
@@ -284,11 +304,16 @@ class MetadataService:
     # --- topics -----------------------------------------------------------------------------------------
 
     async def create_topic(
-        self, name: str, partition_count: int, configs: dict[str, str], validate_only: bool = False
+        self,
+        name: str,
+        partition_count: int,
+        configs: dict[str, str],
+        validate_only: bool = False,
+        call_id: str = "",
     ) -> Topic:
         def decide(transaction: Transaction) -> Topic:
             _check_configs(configs)
-            topic = self._state.create_topic(
+            topic = self._state.topics.create(
                 name,
                 partition_count,
                 configs,
@@ -301,30 +326,30 @@ class MetadataService:
                 transaction.after_durable(partial(self._topic_saved, topic))
             return topic
 
-        return await self._pipeline.run(decide)
+        return await self._run_once(call_id, Topic, decide)
 
-    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
+    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None], call_id: str = "") -> Topic:
         def decide(transaction: Transaction) -> Topic:
-            configs = self._state.topic_configs(topic_id)
+            configs = self._state.topics.configs(topic_id)
             for name, value in changes.items():
                 if value is None:
                     configs.pop(name, None)
                 else:
                     configs[name] = value
             _check_configs(configs)
-            topic = self._state.alter_topic_configs(topic_id, configs, transaction.changes)
+            topic = self._state.topics.alter_configs(topic_id, configs, transaction.changes)
             transaction.after_durable(partial(self._topic_saved, topic))
             return topic
 
-        return await self._pipeline.run(decide)
+        return await self._run_once(call_id, Topic, decide)
 
-    async def delete_topic(self, topic_id: TopicId) -> None:
+    async def delete_topic(self, topic_id: TopicId, call_id: str = "") -> None:
         def decide(transaction: Transaction) -> None:
-            self._state.delete_topic(topic_id, transaction.changes)
+            self._state.topics.delete(topic_id, self._state.producer_ids_granted, transaction.changes)
             self._groups.forget_topic(topic_id)
             transaction.after_durable(partial(self._topic_dropped, topic_id))
 
-        await self._pipeline.run(decide)
+        await self._run_once(call_id, None, decide)
 
     def _decided_topic(self, topic_id: TopicId) -> Topic | None:
         """As the commands see it: without topics whose deletion was decided but is not durable yet."""
@@ -333,37 +358,17 @@ class MetadataService:
 
     def _topic_saved(self, topic: Topic) -> None:
         self._visible.put_topic(topic)
-        self._tell(lambda listener: listener.topics_changed(TopicsChanged(upserted=(topic,))))
+        self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(upserted=(topic,))))
 
     def _topic_dropped(self, topic_id: TopicId) -> None:
         self._visible.drop_topic(topic_id)
-        self._tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
+        self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
 
     # --- subscriptions ----------------------------------------------------------------------------------
 
     async def subscribe(self, listener: MetadataListener) -> MetadataSubscription:
-        self._listeners.append(listener)
-        topics = tuple(self._visible.topics.values())
-        return MetadataSubscription(topics, self._agents.roster, partial(self._unsubscribe, listener))
-
-    def _unsubscribe(self, listener: MetadataListener) -> None:
-        self._listeners = [kept for kept in self._listeners if kept is not listener]
-
-    def _tell(self, event: Callable[[MetadataListener], None]) -> None:
-        """One listener's failure is its own: it is told to start over, and dropped when it cannot even do that."""
-        for listener in tuple(self._listeners):
-            try:
-                event(listener)
-            except Exception as error:
-                _log.error("metadata_listener_failed", listener=type(listener).__name__, error=repr(error))
-                self._resynchronize(listener)
-
-    def _resynchronize(self, listener: MetadataListener) -> None:
-        try:
-            listener.resynchronize()
-        except Exception as error:
-            self._unsubscribe(listener)
-            _log.error("metadata_listener_dropped", listener=type(listener).__name__, error=repr(error))
+        self._pipeline.check_running()
+        return self._listeners.add(listener, tuple(self._visible.topics.values()), self._agents.roster)
 
     def _load(self, snapshot: StoreSnapshot) -> None:
         """Everything anew from the store. Listeners heard nothing of a write of unknown outcome: they start over."""
@@ -371,10 +376,9 @@ class MetadataService:
         self._state = State(snapshot)
         self._visible = VisibleIndex(snapshot)
         change = self._visible.changes_since(before)
-        for listener in tuple(self._listeners):
-            self._resynchronize(listener)
+        self._listeners.resynchronize()
         if change.upserted or change.deleted:
-            self._tell(lambda listener: listener.topics_changed(change))
+            self._listeners.tell(lambda listener: listener.topics_changed(change))
 
     # --- groups -----------------------------------------------------------------------------------------
 
@@ -406,8 +410,8 @@ class MetadataService:
     async def list_groups(self) -> list[GroupDescription]:
         return await self._groups.list_groups()
 
-    async def delete_group(self, group_id: str) -> Refusal | None:
-        return await self._groups.delete_group(group_id)
+    async def delete_group(self, group_id: str, call_id: str = "") -> Refusal | None:
+        return await self._run_once(call_id, Refusal | None, partial(self._groups.decide_delete, group_id))
 
     async def group_lags(self) -> list[GroupLag]:
         return await self._groups.group_lags()

@@ -1,20 +1,21 @@
-"""The decisions of the metadata service on topics, commits, agents and producer ids. Pure: no I/O, no clock.
+"""The decisions of the metadata service on commits, agents and producer ids; topics beside it. Pure: no I/O, no clock.
 
 A command reads and changes the :class:`State` in memory and appends the :class:`~metadata.store.port.Change`s that
 make the same step durable. Between the two the state is *ahead of what is durable*: readers never look here but at
-:mod:`metadata.visible`, and when a write fails a new State is built from the store. A command raises only before
-it has changed anything.
+:mod:`metadata.visible`, and when a write fails a new State is built from the store. A command raises only before it
+has changed anything.
 """
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import msgspec
 
 from metadata.agent_model import AgentRegistration
+from metadata.calls import AnsweredCalls
+from metadata.counters import Counters
 from metadata.model import (
     Fenced,
     ProducerIdGranted,
@@ -22,25 +23,22 @@ from metadata.model import (
     Refused,
     SegmentCommit,
     SegmentCommitted,
-    Topic,
     TopicId,
 )
-from metadata.partitions import CommitOutcome, TopicState, commit_extent
+from metadata.partitions import CommitOutcome, commit_extent
 from metadata.producers import ProducerState
 from metadata.store.port import (
     AgentDropped,
     AgentSaved,
     AnswersSettled,
     Change,
-    CounterSaved,
     ExtentsAdded,
     ProducerSaved,
     ProducersExpired,
     SegmentAdded,
     StoreSnapshot,
-    TopicDropped,
-    TopicSaved,
 )
+from metadata.topics import Topics
 
 PRODUCER_EXPIRY_MS = 24 * 3_600_000
 """Kafka's producer.id.expiration.ms."""
@@ -48,18 +46,11 @@ PRODUCERS_MAX = 1_000_000
 """Producer states held; beyond it the least recently used expire early (their producers may begin anywhere again)."""
 PRODUCER_ID_BLOCK = 1_000
 """Producer ids are reserved in the store by the block, so that handing one out is rarely a write."""
-DELETED_NAMES_MAX = 10_000
-"""Names of deleted topics remembered one by one; from then on a deletion of another counts for every name."""
-_DELETED = "deleted_topic/"
-_DELETED_TOPICS = "deleted_topics"
-"""Counters: producer ids granted when the topic of a name, or any topic, was deleted last."""
-PARTITIONS_PER_TOPIC_MAX = 10_000
 FENCED_EPOCH = -1
 """In the place of the epoch of an agent that has none."""
 _PRODUCER_EPOCH_MAX = 32_767 - 1
 """The highest epoch Kafka hands out is one below the largest 16-bit integer."""
 _SEQUENCE_ANY = 2**63 - 1
-_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_answer = msgspec.msgpack.Decoder(SegmentCommitted).decode
@@ -81,20 +72,12 @@ class State:
 
     def __init__(self, snapshot: StoreSnapshot) -> None:
         self.cluster_id = snapshot.cluster_id
-        self.topics: dict[TopicId, TopicState] = {}
-        self.partition_count = 0
-        self._by_name: dict[str, Topic] = {}
-        self._by_metric_name: dict[str, str] = {}
-        for topic in snapshot.topics:
-            self._index(TopicState(topic))
-        for row in snapshot.partitions:
-            partition = self.topics[row.topic_id].partitions[row.partition]
-            partition.log_start_offset = row.log_start_offset
-            partition.high_watermark = row.high_watermark
-            partition.producer_id_floor = row.producer_id_floor
+        self.counters = Counters(snapshot.counters)
+        self.topics = Topics(snapshot.topics, snapshot.partitions, self.counters)
+        self.calls = AnsweredCalls(snapshot.calls)
         self._producers: OrderedDict[ProducerState, None] = OrderedDict()
         for saved in sorted(snapshot.producers, key=lambda producer: producer.updated_ms):
-            partition = self.topics[saved.topic_id].partitions[saved.partition]
+            partition = self.topics.partition(saved.topic_id, saved.partition)
             producer = ProducerState.decode(partition, saved.producer_id, saved.state, saved.updated_ms)
             partition.producers[saved.producer_id] = producer
             self._producers[producer] = None
@@ -107,110 +90,21 @@ class State:
             if owner is not None:
                 owner.answers[answer.sequence] = answer.answer
                 owner.last_sequence = answer.sequence
-        self._counters = dict(snapshot.counters)
-        self._deleted_names = sum(name.startswith(_DELETED) for name in self._counters)
-        self._producer_id_next = self._producer_ids_reserved = self._counters.get("producer_id", 0)
+        self._producer_id_next = self._producer_ids_reserved = self.counters.get("producer_id")
 
     @property
     def producer_count(self) -> int:
         """Producer states held, one for each producer and partition."""
         return len(self._producers)
 
-    # --- topics -----------------------------------------------------------------------------------------
-
-    def create_topic(
-        self,
-        name: str,
-        partition_count: int,
-        configs: dict[str, str],
-        topic_id: TopicId,
-        now_ms: int,
-        partitions_max: int,
-        changes: list[Change] | None,
-    ) -> Topic:
-        """The new topic; with ``changes`` None it is only checked (validate_only) and nothing is kept.
-
-        ``configs`` are valid already. :raises Refused: TOPIC_ALREADY_EXISTS, INVALID_TOPIC, INVALID_PARTITIONS.
-        """
-        if name in self._by_name:
-            raise Refused(Refusal.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
-        check_topic_name(name)
-        # Kafka's metrics write '.' as '_', so it refuses names that differ in nothing else.
-        other = self._by_metric_name.get(name.replace(".", "_"))
-        if other is not None:
-            raise Refused(Refusal.INVALID_TOPIC, f"Topic '{name}' collides with existing topic '{other}'.")
-        if not 1 <= partition_count <= PARTITIONS_PER_TOPIC_MAX:
-            raise Refused(
-                Refusal.INVALID_PARTITIONS,
-                f"Number of partitions must be between 1 and {PARTITIONS_PER_TOPIC_MAX}, got {partition_count}.",
-            )
-        if self.partition_count + partition_count > partitions_max:
-            raise Refused(
-                Refusal.INVALID_PARTITIONS,
-                f"The cluster would have {self.partition_count + partition_count} partitions; the limit is"
-                f" {partitions_max}.",
-            )
-        topic = Topic(topic_id, name, partition_count, dict(configs), now_ms)
-        if changes is not None:
-            floor = max(self._counters.get(_DELETED + name, 0), self._counters.get(_DELETED_TOPICS, 0))
-            self._index(TopicState(topic, floor))
-            changes.append(TopicSaved(topic, floor))
-        return topic
-
-    def delete_topic(self, topic_id: TopicId, changes: list[Change]) -> None:
-        """:raises Refused: UNKNOWN_TOPIC_ID."""
-        self._topic(topic_id)
-        state = self.topics.pop(topic_id)
-        del self._by_name[state.topic.name]
-        del self._by_metric_name[state.topic.name.replace(".", "_")]
-        self.partition_count -= len(state.partitions)
-        for partition in state.partitions:
-            partition.dropped = True
-        changes.append(TopicDropped(topic_id))
-        counter = _DELETED + state.topic.name
-        if counter not in self._counters:
-            if self._deleted_names == DELETED_NAMES_MAX:
-                counter = _DELETED_TOPICS
-            else:
-                self._deleted_names += 1
-        if self._counters.get(counter, 0) < self._producer_id_next:
-            self._set_counter(counter, self._producer_id_next, changes)
-
-    def alter_topic_configs(self, topic_id: TopicId, configs: dict[str, str], changes: list[Change]) -> Topic:
-        """Replace the configs of a topic by ``configs``, valid already. :raises Refused: UNKNOWN_TOPIC_ID."""
-        state = self._topic(topic_id)
-        if state.topic.configs == configs:
-            return state.topic
-        state.topic = msgspec.structs.replace(state.topic, configs=configs)
-        self._by_name[state.topic.name] = state.topic
-        changes.append(TopicSaved(state.topic))
-        return state.topic
-
-    def topic_configs(self, topic_id: TopicId) -> dict[str, str]:
-        """A copy of the configs set on a topic. :raises Refused: UNKNOWN_TOPIC_ID."""
-        return dict(self._topic(topic_id).topic.configs)
-
-    def _topic(self, topic_id: TopicId) -> TopicState:
-        state = self.topics.get(topic_id)
-        if state is None:
-            raise Refused(Refusal.UNKNOWN_TOPIC_ID, "This server does not host this topic ID.")
-        return state
-
-    def _index(self, state: TopicState) -> None:
-        topic = state.topic
-        self.topics[topic.topic_id] = state
-        self._by_name[topic.name] = topic
-        self._by_metric_name[topic.name.replace(".", "_")] = topic.name
-        self.partition_count += len(state.partitions)
-
     # --- agents and producer ids ------------------------------------------------------------------------
 
     def register_agent(self, registration: AgentRegistration, now_ms: int, changes: list[Change]) -> AgentSaved:
         """A new epoch; the node id stays the one this ``agent_uid`` got first. Answers of its old epoch are dropped."""
         known = self._agents.get(registration.agent_uid)
-        agent_epoch = self._count("agent_epoch", changes)
+        agent_epoch = self.counters.next("agent_epoch", changes)
         if known is None:
-            node_id = self._count("node_id", changes)
+            node_id = self.counters.next("node_id", changes)
         else:
             node_id = known.saved.node_id
             self._drop_epoch(known.saved.agent_epoch, changes)
@@ -265,7 +159,7 @@ class State:
             return ProducerIdGranted(producer_id, producer_epoch + 1)
         if self._producer_id_next == self._producer_ids_reserved:
             self._producer_ids_reserved += PRODUCER_ID_BLOCK
-            changes.append(CounterSaved("producer_id", self._producer_ids_reserved))
+            self.counters.raise_to("producer_id", self._producer_ids_reserved, changes)
         granted = self._producer_id_next
         self._producer_id_next += 1
         return ProducerIdGranted(granted, 0)
@@ -290,14 +184,10 @@ class State:
             changes.append(ProducersExpired(tuple(expired)))
         return examined
 
-    def _count(self, name: str, changes: list[Change]) -> int:
-        value = self._counters.get(name, 0) + 1
-        self._set_counter(name, value, changes)
-        return value
-
-    def _set_counter(self, name: str, value: int, changes: list[Change]) -> None:
-        self._counters[name] = value
-        changes.append(CounterSaved(name, value))
+    @property
+    def producer_ids_granted(self) -> int:
+        """The next producer id to be granted: no higher one was."""
+        return self._producer_id_next
 
     # --- commits ----------------------------------------------------------------------------------------
 
@@ -392,13 +282,3 @@ class State:
             for sequence in settled:
                 del agent.answers[sequence]
             changes.append(AnswersSettled(agent.saved.agent_epoch, until))
-
-
-def check_topic_name(name: str) -> None:
-    """Kafka's rule for topic names. :raises Refused: INVALID_TOPIC."""
-    if name in (".", "..") or _TOPIC_NAME.fullmatch(name) is None:
-        raise Refused(
-            Refusal.INVALID_TOPIC,
-            f"Topic name '{name[:300]}' is illegal: it must be 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and"
-            " '-', and neither '.' nor '..'.",
-        )

@@ -23,8 +23,8 @@ from agent.errors import error_code
 from agent.handlers.answer_limit import ANSWER_BYTES_MAX, AnswerLimit
 from metadata.config_definitions import ConfigDefinition
 from metadata.model import Refused
-from metadata.state import check_topic_name
 from metadata.topic_configs import TOPIC_CONFIGS
+from metadata.topics import check_topic_name
 
 TOPIC_RESOURCE = 2
 BROKER_RESOURCE = 4

@@ -27,7 +27,7 @@ from agent.routing import CHUNK_PARTITIONS, Route
 from agent.wire.codec import EncodedResponse
 from agent.wire.metadata_codec import MetadataResponse
 from metadata.model import MetadataError, Refusal, Refused, Topic
-from metadata.state import check_topic_name
+from metadata.topics import check_topic_name
 
 TOPIC_IDS_FROM_VERSION = 12
 CREATED_PER_REQUEST_MAX = 1_000

@@ -54,9 +54,12 @@ class Method(Generic[T]):
     """One call with an answer of type ``T``.
 
     ``mutating``: it is executed at most once under each generation, and a repetition gets the first answer.
+    ``remembered``: under all generations together; the service is told the call's id, and keeps the answer.
     """
 
-    def __init__(self, name: str, *, mutating: bool = False, pace: Pace = Pace.ORDINARY) -> None:
+    def __init__(
+        self, name: str, *, mutating: bool = False, remembered: bool = False, pace: Pace = Pace.ORDINARY
+    ) -> None:
         declared = getattr(MetadataClient, name)
         hints = typing.get_type_hints(declared)
         parameters = [parameter for parameter in inspect.signature(declared).parameters if parameter != "self"]
@@ -64,7 +67,8 @@ class Method(Generic[T]):
             f"{name}_arguments", [(parameter, hints[parameter]) for parameter in parameters], array_like=True
         )
         self.name = name
-        self.mutating = mutating
+        self.mutating = mutating or remembered
+        self.remembered = remembered
         self.pace = pace
         self._request: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(tuple[Head, arguments])
         self._answer: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(hints["return"])
@@ -82,9 +86,9 @@ class Method(Generic[T]):
         return self._answer.decode(value)
 
 
-REGISTER_AGENT = Method[AgentRegistered]("register_agent", mutating=True)
+REGISTER_AGENT = Method[AgentRegistered]("register_agent", remembered=True)
 HEARTBEAT_AGENT = Method[None]("heartbeat_agent", mutating=True)
-LEAVE_AGENT = Method[None]("leave_agent", mutating=True)
+LEAVE_AGENT = Method[None]("leave_agent", remembered=True)
 DESCRIBE_AGENTS = Method[list[AgentDescription]]("describe_agents")
 
 COMMIT_SEGMENTS = Method[list[SegmentCommitted]]("commit_segments", mutating=True)
@@ -92,9 +96,9 @@ FIND_EXTENTS = Method[list[ExtentsFound]]("find_extents")
 FIND_EXTENT_BY_TIMESTAMP = Method[Extent | None]("find_extent_by_timestamp")
 PARTITION_OFFSETS = Method[list[PartitionOffsets | None]]("partition_offsets")
 
-CREATE_TOPIC = Method[Topic]("create_topic", mutating=True)
-DELETE_TOPIC = Method[None]("delete_topic", mutating=True)
-ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", mutating=True)
+CREATE_TOPIC = Method[Topic]("create_topic", remembered=True)
+DELETE_TOPIC = Method[None]("delete_topic", remembered=True)
+ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", remembered=True)
 GRANT_PRODUCER_ID = Method[ProducerIdGranted]("grant_producer_id", mutating=True)
 
 JOIN_GROUP = Method[JoinGroupAnswer]("join_group", mutating=True, pace=Pace.PARKED)
@@ -105,7 +109,7 @@ COMMIT_OFFSETS = Method[OffsetCommitAnswer]("commit_offsets", mutating=True)
 FETCH_OFFSETS = Method[list[OffsetRecord]]("fetch_offsets")
 DESCRIBE_GROUPS = Method[list[GroupDescription]]("describe_groups")
 LIST_GROUPS = Method[list[GroupDescription]]("list_groups", pace=Pace.LONG)
-DELETE_GROUP = Method[Refusal | None]("delete_group", mutating=True)
+DELETE_GROUP = Method[Refusal | None]("delete_group", remembered=True)
 GROUP_LAGS = Method[list[GroupLag]]("group_lags", pace=Pace.LONG)
 
 METHODS: dict[str, Method[Any]] = {value.name: value for value in list(vars().values()) if isinstance(value, Method)}

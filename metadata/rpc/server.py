@@ -201,7 +201,7 @@ class RpcServer:
     async def _outcome(self, term: Term, method: Method[Any], head: Head, arguments: tuple[Any, ...]) -> Encoded:
         """:raises Overloaded:"""
         wait_seconds = min(head.wait_ms, WAIT_MS_MAX) / 1000
-        work = partial(_execute, term.service, method, arguments)
+        work = partial(_execute, term.service, method, arguments, head.call_id)
         if not method.mutating:
             try:
                 async with asyncio.timeout(wait_seconds):
@@ -302,10 +302,11 @@ class RpcServer:
             _log.warning(event, **fields)
 
 
-async def _execute(service: MetadataService, method: Method[Any], arguments: tuple[Any, ...]) -> Encoded:
+async def _execute(service: MetadataService, method: Method[Any], arguments: tuple[Any, ...], call_id: str) -> Encoded:
     """The call itself; its errors are outcomes."""
+    known_as = {"call_id": call_id} if method.remembered else {}
     try:
-        return Outcome.VALUE, _encoder.encode(await getattr(service, method.name)(*arguments))
+        return Outcome.VALUE, _encoder.encode(await getattr(service, method.name)(*arguments, **known_as))
     except MetadataError as error:
         return encode_error(error)
     except Exception as error:

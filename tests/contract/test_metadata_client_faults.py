@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 import metadata.pipeline
+from metadata.agent_model import AgentCondition, AgentHeartbeat
+from metadata.group_model import JoinGroup
 from metadata.model import (
     ExtentsQuery,
     Fenced,
     MetadataUnavailable,
     PartitionOffsets,
+    Refusal,
     Refused,
     SegmentCommit,
     SegmentCommitted,
@@ -22,6 +25,7 @@ from metadata.model import (
 )
 from metadata.service import MetadataService
 from metadata.store.factory import open_metadata_store
+from metadata.store.port import Deposed
 from tests.support.metadata import (
     FaultyMetadataStore,
     Recorder,
@@ -314,6 +318,62 @@ async def test_a_defect_in_a_decision_reaches_its_caller_and_leaves_the_state_as
     monkeypatch.undo()
     (answer,) = await world.commit(world.segment(2))
     assert answer.extents[0][0].base_offset == 3
+
+
+@pytest.mark.parametrize("noticed", ["writing", "reloading"])
+async def test_a_deposed_service_is_over(
+    request: pytest.FixtureRequest, tmp_path: Path, noticed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata.pipeline, "RELOAD_PAUSE_SECONDS", (0.01, 0.02))
+    failures: list[BaseException] = []
+    with metadata_url("memory", tmp_path, request) as url:
+        store = FaultyMetadataStore(open_metadata_store(url))
+        async with running_service(store, failures=failures) as service:
+            epoch = (await service.register_agent(registration())).agent_epoch
+            topic = await service.create_topic("logs", 1, {})
+            listener = Recorder()
+            await service.subscribe(listener)
+            world = World(service, store, epoch, topic)
+            join = JoinGroup("g", "", None, "c", "h", 60_000, 10_000, "consumer", (("range", b""),), False)
+            parked = asyncio.create_task(service.join_group(join))
+            await asyncio.sleep(0.01)
+            if noticed == "writing":
+                store.deposed = True
+            else:
+                store.fail_after, store.unreadable = 1, 3
+            writing = [asyncio.create_task(world.commit(world.segment(n))) for n in range(3)]
+            while store.reloads < (3 if noticed == "reloading" else 0):
+                await asyncio.sleep(0.001)
+            store.deposed = True
+            for task in writing:
+                with pytest.raises(MetadataUnavailable):
+                    await task
+            while not failures:
+                await asyncio.sleep(0.001)
+            reloads = store.reloads
+            await asyncio.sleep(0.05)
+            assert store.reloads == reloads, "there is nothing to wait for"
+            assert [type(failure) for failure in failures] == [Deposed]
+            assert "leads" in (service.problem() or "")
+            query = ExtentsQuery(topic.topic_id, 0, 0, 1)
+            for call in (
+                world.commit(world.segment(9)),
+                service.create_topic("new", 1, {}),
+                service.heartbeat_agent(AgentHeartbeat(epoch, AgentCondition.READY)),
+                service.describe_agents(),
+                service.find_extents([query]),
+                service.find_extent_by_timestamp(topic.topic_id, 0, 0),
+                service.partition_offsets([(topic.topic_id, 0)]),
+                service.subscribe(Recorder()),
+                service.register_agent(registration()),
+                service.fetch_offsets("g", None),
+                service.group_lags(),
+            ):
+                with pytest.raises(MetadataUnavailable, match="leads"):
+                    await call
+            assert [heard for heard in listener.heard if heard != "resynchronize"] == []
+            assert not parked.done()
+        assert (await parked).refusal is Refusal.NOT_COORDINATOR
 
 
 async def test_a_stopped_service_refuses_and_finishes_what_was_queued(world: World) -> None:

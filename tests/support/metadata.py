@@ -26,7 +26,7 @@ from metadata.model import (
     TopicsChanged,
 )
 from metadata.service import MetadataService
-from metadata.store.port import Change, MetadataStore, StoreSnapshot, StoreUnavailable
+from metadata.store.port import Change, Deposed, MetadataStore, StoreSnapshot, StoreUnavailable
 from runtime.clock import Clock, SeededEntropy, SystemClock
 from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
 from runtime.tasks import Supervisor
@@ -132,6 +132,9 @@ class FaultyMetadataStore:
         """So many writes take effect and fail."""
         self.unreadable = 0
         """So many reloads fail."""
+        self.deposed = False
+        """Another process leads: nothing is written or reloaded any more."""
+        self.reloads = 0
         self.gate: asyncio.Event | None = None
         """Writes wait for it before they have any effect."""
 
@@ -142,6 +145,8 @@ class FaultyMetadataStore:
         self.writes.append(list(changes))
         if self.gate is not None:
             await self.gate.wait()
+        if self.deposed:
+            raise Deposed("planted: generation 2 leads")
         if self.fail_before:
             self.fail_before -= 1
             raise StoreUnavailable("planted: before effect")
@@ -151,6 +156,9 @@ class FaultyMetadataStore:
             raise StoreUnavailable("planted: after effect")
 
     async def reload(self) -> StoreSnapshot:
+        self.reloads += 1
+        if self.deposed:
+            raise Deposed("planted: generation 2 leads")
         if self.unreadable:
             self.unreadable -= 1
             raise StoreUnavailable("planted: unreadable")
@@ -223,9 +231,11 @@ async def running_service(
     topics: TopicSettings | None = None,
     agents: AgentsSettings | None = None,
     groups: GroupSettings | None = None,
+    failures: list[BaseException] | None = None,
 ) -> AsyncIterator[MetadataService]:
-    """A started service; stopped at the end, the store closed with it."""
-    failures: list[BaseException] = []
+    """A started service; stopped at the end, the store closed with it. No task of it may fail, unless the caller
+    wants to see ``failures``."""
+    expected, failures = failures is not None, [] if failures is None else failures
     supervisor = Supervisor(lambda _name, error: failures.append(error))
     service = MetadataService(
         store,
@@ -243,4 +253,4 @@ async def running_service(
     finally:
         await service.stop()
         await supervisor.stop()
-    assert not failures, failures
+    assert expected or not failures, failures

@@ -28,8 +28,8 @@ from agent.topics import TopicDirectory
 from agent.wire.codec import EncodedResponse, encode_response, response_prefix
 from metadata.config_definitions import LONG_MAX
 from metadata.model import MetadataUnavailable, ProducerIdGranted, Refusal, Refused, Topic, TopicsChanged
-from metadata.state import check_topic_name
 from metadata.topic_configs import TOPIC_CONFIGS, validate_topic_configs
+from metadata.topics import check_topic_name
 from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import Settings, TopicSettings
 from tests.support.agents import agent_info, lone_roster

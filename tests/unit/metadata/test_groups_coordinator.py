@@ -4,6 +4,7 @@ import asyncio
 import heapq
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 import pytest
@@ -113,6 +114,9 @@ class Cluster:
     async def restart(self) -> None:
         await self.supervisor.stop()
         await self.start()
+
+    async def delete(self, group_id: str) -> Refusal | None:
+        return await self.pipeline.run(partial(self.groups.decide_delete, group_id))
 
     def hold(self) -> None:
         """Writes wait from now on."""
@@ -439,7 +443,7 @@ async def test_requests_to_groups_that_do_not_exist(cluster: Cluster) -> None:
     assert await cluster.groups.heartbeat("g", 1, "m", None) is Refusal.UNKNOWN_MEMBER_ID
     leaving = [LeavingMember("m", None)] * 2
     assert await cluster.groups.leave_group("g", leaving) == [Refusal.UNKNOWN_MEMBER_ID] * 2
-    assert await cluster.groups.delete_group("g") is Refusal.GROUP_ID_NOT_FOUND
+    assert await cluster.delete("g") is Refusal.GROUP_ID_NOT_FOUND
     assert await cluster.groups.fetch_offsets("g", None) == []
     assert await cluster.groups.list_groups() == []
 
@@ -463,9 +467,9 @@ async def test_member_ids_carry_the_clients_name(cluster: Cluster) -> None:
 async def test_an_empty_group_can_be_deleted_with_its_offsets(cluster: Cluster) -> None:
     joined = await cluster.member()
     await cluster.commit(1, 1, joined.member_id)
-    assert await cluster.groups.delete_group("g") is Refusal.NON_EMPTY_GROUP
+    assert await cluster.delete("g") is Refusal.NON_EMPTY_GROUP
     await cluster.groups.leave_group("g", [LeavingMember(joined.member_id, None)])
-    assert await cluster.groups.delete_group("g") is None
+    assert await cluster.delete("g") is None
     await cluster.restart()
     assert await cluster.state() == "Dead"
     assert await cluster.committed() == []
@@ -499,7 +503,7 @@ async def test_committed_offsets_count_too_and_can_always_be_renewed(
     assert (await cluster.commit(2, partition=0)).offsets == (None,)
     await cluster.restart()
     assert (await cluster.commit(1, group_id="h")).refusal is Refusal.GROUP_MAX_SIZE_REACHED
-    assert await cluster.groups.delete_group("g") is None
+    assert await cluster.delete("g") is None
     assert (await cluster.commit(1, group_id="h")).offsets == (None,)
 
 

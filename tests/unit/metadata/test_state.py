@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import metadata.state
+import metadata.topics
 from metadata.model import Extent, Refused, TopicId
 from metadata.state import PRODUCER_EXPIRY_MS, PRODUCER_ID_BLOCK, State
 from metadata.store.port import (
@@ -28,7 +29,7 @@ class World:
     def __init__(self) -> None:
         self.state = State(EMPTY)
         self.changes: list[Change] = []
-        self.topic: TopicId = self.state.create_topic("logs", 2, {}, topic_id(1), 1, 100, []).topic_id
+        self.topic: TopicId = self.state.topics.create("logs", 2, {}, topic_id(1), 1, 100, []).topic_id
         self.epoch = self.state.register_agent(registration(), 1_000, []).agent_epoch
 
     def commit(self, sequence: int, *drafts: object, settled: int = -1, now_ms: int = 5_000) -> list[Extent]:
@@ -144,11 +145,11 @@ def test_producer_ids_are_reserved_by_the_block(world: World) -> None:
 def test_a_deletion_is_remembered_by_name_and_when_there_are_too_many_for_every_name(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metadata.state, "DELETED_NAMES_MAX", 2)
+    monkeypatch.setattr(metadata.topics, "DELETED_NAMES_MAX", 2)
 
     def floor(name: str, number: int) -> int:
         changes: list[Change] = []
-        world.state.create_topic(name, 1, {}, topic_id(number), 1, 100, changes)
+        world.state.topics.create(name, 1, {}, topic_id(number), 1, 100, changes)
         (saved,) = changes
         assert isinstance(saved, TopicSaved)
         return saved.producer_id_floor
@@ -156,9 +157,9 @@ def test_a_deletion_is_remembered_by_name_and_when_there_are_too_many_for_every_
     for number, name in enumerate(("a", "b", "a"), 10):
         assert floor(name, number) == {10: 0, 11: 0, 12: 1}[number]
         world.state.grant_producer_id(-1, -1, [])
-        world.state.delete_topic(topic_id(number), [])
+        world.state.topics.delete(topic_id(number), world.state.producer_ids_granted, [])
     assert (floor("a", 20), floor("b", 21), floor("c", 22)) == (3, 2, 0)
-    world.state.delete_topic(topic_id(22), [])
+    world.state.topics.delete(topic_id(22), world.state.producer_ids_granted, [])
     assert floor("d", 24) == 3
     assert floor("c", 25) == 3
 
@@ -191,17 +192,17 @@ def test_too_many_producers_expire_early(world: World, monkeypatch: pytest.Monke
 def test_producers_of_a_deleted_topic_go_without_a_change_of_their_own(world: World) -> None:
     world.commit(1, (world.topic, 0, [batch(1, producer=1, epoch=0, sequence=0)]))
     changes: list[Change] = []
-    world.state.delete_topic(world.topic, changes)
+    world.state.topics.delete(world.topic, 0, changes)
     assert changes == [TopicDropped(world.topic)]
     assert world.state.expire_producers(5_000, 100, changes) == 1
     assert changes == [TopicDropped(world.topic)]
 
 
 def test_the_partitions_of_deleted_topics_may_be_used_again(world: World) -> None:
-    world.state.create_topic("big", 98, {}, topic_id(2), 1, 100, [])
+    world.state.topics.create("big", 98, {}, topic_id(2), 1, 100, [])
     with pytest.raises(Refused):
-        world.state.create_topic("one more", 1, {}, topic_id(3), 1, 100, [])
-    world.state.delete_topic(topic_id(2), [])
+        world.state.topics.create("one more", 1, {}, topic_id(3), 1, 100, [])
+    world.state.topics.delete(topic_id(2), world.state.producer_ids_granted, [])
     changes: list[Change] = []
-    world.state.create_topic("one-more", 98, {}, topic_id(3), 1, 100, changes)
+    world.state.topics.create("one-more", 98, {}, topic_id(3), 1, 100, changes)
     assert len(changes) == 1 and isinstance(changes[0], TopicSaved)

@@ -45,6 +45,12 @@ def test_calls_that_only_look_are_the_ones_not_kept() -> None:
     assert {name for name, method in METHODS.items() if method.pace is Pace.PARKED} == {"join_group", "sync_group"}
 
 
+def test_the_calls_that_are_remembered_are_those_the_service_takes_an_id_for() -> None:
+    taking = {name for name in METHODS if "call_id" in inspect.signature(getattr(MetadataService, name)).parameters}
+    assert {name for name, method in METHODS.items() if method.remembered} == taking
+    assert len(taking) == 6
+
+
 def test_arguments_and_answers_travel() -> None:
     arguments = ("group", 3, "member", None)
     assert HEARTBEAT.decode_request(HEARTBEAT.encode_request(HEAD, arguments)) == (HEAD, arguments)

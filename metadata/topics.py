@@ -1,0 +1,145 @@
+"""The decisions on topics: their names, their partitions, and what is remembered of deleted ones. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from metadata.counters import Counters
+from metadata.model import Refusal, Refused, Topic, TopicId
+from metadata.partitions import PartitionState, TopicState
+from metadata.store.port import Change, PartitionRow, TopicDropped, TopicSaved
+
+DELETED_NAMES_MAX = 10_000
+"""Names of deleted topics remembered one by one; from then on a deletion of another counts for every name."""
+_DELETED = "deleted_topic/"
+_DELETED_TOPICS = "deleted_topics"
+"""Counters: producer ids granted when the topic of a name, or any topic, was deleted last."""
+PARTITIONS_PER_TOPIC_MAX = 10_000
+_TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+
+
+class Topics:
+    """Every topic while commands decide, as part of :class:`metadata.state.State`."""
+
+    def __init__(self, topics: Iterable[Topic], partitions: Iterable[PartitionRow], counters: Counters) -> None:
+        self.partition_count = 0
+        self._topics: dict[TopicId, TopicState] = {}
+        self._by_name: dict[str, Topic] = {}
+        self._by_metric_name: dict[str, str] = {}
+        self._counters = counters
+        self._deleted_names = counters.count(_DELETED)
+        for topic in topics:
+            self._index(TopicState(topic))
+        for row in partitions:
+            partition = self.partition(row.topic_id, row.partition)
+            partition.log_start_offset = row.log_start_offset
+            partition.high_watermark = row.high_watermark
+            partition.producer_id_floor = row.producer_id_floor
+
+    def get(self, topic_id: TopicId) -> TopicState | None:
+        return self._topics.get(topic_id)
+
+    def partition(self, topic_id: TopicId, partition: int) -> PartitionState:
+        """One that exists."""
+        return self._topics[topic_id].partitions[partition]
+
+    def create(
+        self,
+        name: str,
+        partition_count: int,
+        configs: dict[str, str],
+        topic_id: TopicId,
+        now_ms: int,
+        partitions_max: int,
+        changes: list[Change] | None,
+    ) -> Topic:
+        """The new topic; with ``changes`` None it is only checked (validate_only) and nothing is kept.
+
+        ``configs`` are valid already. :raises Refused: TOPIC_ALREADY_EXISTS, INVALID_TOPIC, INVALID_PARTITIONS.
+        """
+        if name in self._by_name:
+            raise Refused(Refusal.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
+        check_topic_name(name)
+        # Kafka's metrics write '.' as '_', so it refuses names that differ in nothing else.
+        other = self._by_metric_name.get(name.replace(".", "_"))
+        if other is not None:
+            raise Refused(Refusal.INVALID_TOPIC, f"Topic '{name}' collides with existing topic '{other}'.")
+        if not 1 <= partition_count <= PARTITIONS_PER_TOPIC_MAX:
+            raise Refused(
+                Refusal.INVALID_PARTITIONS,
+                f"Number of partitions must be between 1 and {PARTITIONS_PER_TOPIC_MAX}, got {partition_count}.",
+            )
+        if self.partition_count + partition_count > partitions_max:
+            raise Refused(
+                Refusal.INVALID_PARTITIONS,
+                f"The cluster would have {self.partition_count + partition_count} partitions; the limit is"
+                f" {partitions_max}.",
+            )
+        topic = Topic(topic_id, name, partition_count, dict(configs), now_ms)
+        if changes is not None:
+            floor = max(self._counters.get(_DELETED + name), self._counters.get(_DELETED_TOPICS))
+            self._index(TopicState(topic, floor))
+            changes.append(TopicSaved(topic, floor))
+        return topic
+
+    def delete(self, topic_id: TopicId, producer_ids_granted: int, changes: list[Change]) -> None:
+        """``producer_ids_granted``: the next one to be granted. :raises Refused: UNKNOWN_TOPIC_ID."""
+        self._existing(topic_id)
+        state = self._topics.pop(topic_id)
+        del self._by_name[state.topic.name]
+        del self._by_metric_name[state.topic.name.replace(".", "_")]
+        self.partition_count -= len(state.partitions)
+        for partition in state.partitions:
+            partition.dropped = True
+        changes.append(TopicDropped(topic_id))
+        self._remember_deletion(state.topic.name, producer_ids_granted, changes)
+
+    def _remember_deletion(self, name: str, producer_ids_granted: int, changes: list[Change]) -> None:
+        """Producers that wrote to it may go on in the next topic of this name, in the middle of their sequences."""
+        counter = _DELETED + name
+        if producer_ids_granted and counter not in self._counters:
+            if self._deleted_names == DELETED_NAMES_MAX:
+                counter = _DELETED_TOPICS
+            else:
+                self._deleted_names += 1
+        self._counters.raise_to(counter, producer_ids_granted, changes)
+
+    def alter_configs(self, topic_id: TopicId, configs: dict[str, str], changes: list[Change]) -> Topic:
+        """Replace the configs of a topic by ``configs``, valid already. :raises Refused: UNKNOWN_TOPIC_ID."""
+        state = self._existing(topic_id)
+        if state.topic.configs == configs:
+            return state.topic
+        state.topic = msgspec.structs.replace(state.topic, configs=configs)
+        self._by_name[state.topic.name] = state.topic
+        changes.append(TopicSaved(state.topic))
+        return state.topic
+
+    def configs(self, topic_id: TopicId) -> dict[str, str]:
+        """A copy of the configs set on a topic. :raises Refused: UNKNOWN_TOPIC_ID."""
+        return dict(self._existing(topic_id).topic.configs)
+
+    def _existing(self, topic_id: TopicId) -> TopicState:
+        state = self._topics.get(topic_id)
+        if state is None:
+            raise Refused(Refusal.UNKNOWN_TOPIC_ID, "This server does not host this topic ID.")
+        return state
+
+    def _index(self, state: TopicState) -> None:
+        topic = state.topic
+        self._topics[topic.topic_id] = state
+        self._by_name[topic.name] = topic
+        self._by_metric_name[topic.name.replace(".", "_")] = topic.name
+        self.partition_count += len(state.partitions)
+
+
+def check_topic_name(name: str) -> None:
+    """Kafka's rule for topic names. :raises Refused: INVALID_TOPIC."""
+    if name in (".", "..") or _TOPIC_NAME.fullmatch(name) is None:
+        raise Refused(
+            Refusal.INVALID_TOPIC,
+            f"Topic name '{name[:300]}' is illegal: it must be 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and"
+            " '-', and neither '.' nor '..'.",
+        )
