@@ -1,7 +1,8 @@
 """One metadata process's part in leading: wait, lead, serve, renew, and make room when another has taken over.
 
 Each term has a store, a service and tasks of its own, built anew; nothing of an earlier one is kept. While the lease is
-in doubt (no renewal for three quarters of it) nothing is answered, so a process that was frozen says nothing stale.
+in doubt (no renewal for three quarters of it, or the store's session was lost) nothing is answered, so a process that
+was frozen or cut off says nothing stale.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Leadership:
         """:raises StoreUnavailable: the lease ended, or another process leads (Deposed)."""
         while True:
             await self._clock.sleep(RENEW_SECONDS)
-            began = self._clock.monotonic()
+            began, was_sure = self._clock.monotonic(), store.sure()
             try:
                 async with asyncio.timeout(RENEW_SECONDS):
                     await store.renew()
@@ -139,7 +140,7 @@ class Leadership:
                 if not lease.valid():
                     raise StoreUnavailable(f"the lease could not be renewed: {error!r}") from error
             else:
-                in_doubt = not lease.valid()
+                in_doubt = not was_sure or not lease.valid()
                 lease.renewed_at = began
                 if in_doubt and (term := self._server.term) is not None:
                     term.service.excuse_silence()
@@ -156,7 +157,7 @@ class Leadership:
         service = self._build_service(store, supervisor)
         try:
             await service.start()
-            await self._server.begin_term(service, generation, lease.valid, supervisor)
+            await self._server.begin_term(service, generation, lambda: lease.valid() and store.sure(), supervisor)
             self._failure = None
             _log.info("metadata_leading", generation=generation)
             await failed

@@ -77,6 +77,9 @@ class MemoryMetadataStore:
     async def renew(self) -> None:
         return None
 
+    def sure(self) -> bool:
+        return True
+
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         if self._cluster_id is None:
             self._cluster_id = new_cluster_id

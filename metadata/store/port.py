@@ -217,6 +217,9 @@ class MetadataStore(Protocol):
         :raises StoreUnavailable: not known; try again before the lease ends.
         """
 
+    def sure(self) -> bool:
+        """Whether this process knows of nothing that would let another lead already. False: answer nothing, renew."""
+
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         """Create or migrate the schema and read the hot state; ``new_cluster_id`` is kept if the store is new.
 

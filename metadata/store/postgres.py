@@ -30,6 +30,8 @@ WRITE_SECONDS = 20.0
 """For one statement of a write."""
 ROLL_BACK_SECONDS = 1.0
 RENEW_SECONDS = 2.0
+LEASE_SURE = 3 / 4
+"""Of the lease: so long after a renewal a leader may still be sure of itself."""
 READ_SECONDS = 10.0
 READERS = 4
 PURGE_ROWS = 1_000
@@ -57,6 +59,7 @@ class PostgresMetadataStore:
         self._writer: PostgresWriter | None = None
         self._generation: int | None = None
         self._deposed = False
+        self._renewed_at = 0.0
         self._keeper: Connection | None = None
         self._readers: Pool | None = None
         self._closed = False
@@ -65,49 +68,65 @@ class PostgresMetadataStore:
 
     async def lead(self) -> int:
         """See :meth:`metadata.store.port.MetadataStore.lead`. All processes must log in as the same user."""
+        return await self._lead(None)
+
+    async def _lead(self, wait_seconds: float | None) -> int:
+        """:raises StoreUnavailable: also when another process has led for all of ``wait_seconds``."""
         self._check_open()
         self._forget_leading()
         with self._server.explained("led"):
             connection = await self._server.connect("writer", WRITE_SECONDS)
             try:
-                await leadership.wait_for_lock(connection, self._clock, self._lease_ms)
+                async with asyncio.timeout(wait_seconds) as waiting:
+                    await leadership.wait_for_lock(connection, self._clock, self._lease_ms)
                 await self._migrate(connection)
                 session = await leadership.session(connection)
                 generation = await leadership.take_over(connection)
                 await _warn_of_settings(connection)
                 self._check_open()
-            except BaseException:
+            except BaseException as error:
                 connection.terminate()
+                if isinstance(error, TimeoutError) and waiting.expired():
+                    raise StoreUnavailable(
+                        f"{self._server.name} is in use: another process leads and renews. Stop it, or start this one"
+                        " as its standby (tidelog metadata)"
+                    ) from None
                 raise
         self._connection, self._session, self._generation = connection, session, generation
+        self._renewed_at = self._clock.monotonic()
         return generation
 
     async def renew(self) -> None:
-        generation = self._leading()
+        """See the port. When the lease is as good as over, a write that still waits for an answer is given up too."""
+        generation, began = self._leading(), self._clock.monotonic()
         with self._server.explained("renewed"):
             try:
                 if self._keeper is None or self._keeper.is_closed():
                     self._keeper = await self._server.connect("keeper", RENEW_SECONDS, synchronous_commit="off")
                 await leadership.renew(self._keeper, generation)
+                self._renewed_at = began
+                if not self.sure() and not self._turn.locked():
+                    async with self._turn:
+                        await self._regained()
             except Deposed:
                 self._deposed = True
                 raise
             except BaseException:
                 if self._keeper is not None:
                     self._keeper.terminate()
+                over = self._clock.monotonic() - self._renewed_at >= self._lease_ms / 1000 * LEASE_SURE
+                if over and self._connection is not None:
+                    self._connection.terminate()
                 raise
+
+    def sure(self) -> bool:
+        """See the port: the session that has the lock is there, or was when its end would have been noticed."""
+        return self._connection is not None and not self._connection.is_closed() and not self._deposed
 
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         """See the port. One process for itself, which did not lead first, waits for a holder's lease, not for ever."""
         if self._generation is None:
-            try:
-                async with asyncio.timeout(2 * self._lease_ms / 1000 + leadership.REGAIN_SECONDS):
-                    await self.lead()
-            except TimeoutError:
-                raise StoreUnavailable(
-                    f"{self._server.name} cannot be opened: another process leads and renews; stop it, or start this"
-                    " one as a standby of it (tidelog metadata)"
-                ) from None
+            await self._lead(2 * self._lease_ms / 1000)
             self._tasks.start("metadata-renew", self._keep_renewing())
         async with self._writing("opened") as connection:
             await connection.execute(
@@ -122,7 +141,9 @@ class PostgresMetadataStore:
         async with self._writing("written") as connection:
             if self._writer is None:
                 raise StoreUnavailable(f"{self._server.name} must be reloaded after a failed write")
-            dropped = await self._writer.write(connection, changes)
+            writer, self._writer = self._writer, None
+            dropped = await writer.write(connection, changes)
+            self._writer = writer  # after an error it may remember more than what is durable: only a reload makes one
         if dropped:
             self._purge_later()
 
@@ -180,13 +201,12 @@ class PostgresMetadataStore:
 
     @asynccontextmanager
     async def _writing(self, verb: str) -> AsyncIterator[Connection]:
-        """The writer's connection, with the lock, for one caller at a time. After an error only a reload may use it."""
+        """The writer's connection, with the lock, for one caller at a time."""
         async with self._turn:
             with self._server.explained(verb):
                 try:
                     yield await self._regained()
                 except BaseException as error:
-                    self._writer = None
                     self._deposed = self._deposed or isinstance(error, Deposed)
                     await self._roll_back(error)
                     raise

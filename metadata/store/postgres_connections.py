@@ -71,12 +71,16 @@ class PostgresServer:
 
     def __init__(self, url: str) -> None:
         """:raises ValueError: the URL is wrong; the message says how it should be, and shows nothing of it."""
-        parts = urlsplit(url)
-        database = unquote(parts.path.removeprefix("/"))
-        user, _, hosts = parts.netloc.rpartition("@")
-        valid = all(_HOST.fullmatch(host) for host in hosts.split(",")) and "@" not in user
-        if parts.scheme != "postgresql" or not valid or not database or "/" in database or parts.fragment:
-            raise ValueError("not postgresql://user@host:port/database (%40, %2F, %3A, %23 and %3F for @/:#? in names)")
+        try:
+            parts = urlsplit(url)
+            user, _, hosts = parts.netloc.rpartition("@")
+            database = unquote(parts.path.removeprefix("/"))
+            valid = all(_HOST.fullmatch(host) for host in hosts.split(",")) and "@" not in user
+            if parts.scheme != "postgresql" or not valid or not database or "/" in database or parts.fragment:
+                raise ValueError
+        except ValueError:
+            message = "not postgresql://user@host:port/database (%40, %2F, %3A, %23 and %3F for @/:#? in names)"
+            raise ValueError(message) from None
         self.name = f"postgresql://{hosts}/{database}"
         """For people: hosts and database, without user and password."""
         self._url = url
@@ -147,6 +151,8 @@ class PostgresServer:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError) and not str(error):
         return "no answer in time: is it running, reachable from here, and not overloaded?"
+    if isinstance(error, pg.InternalClientError):  # what it says is about its own workings
+        return f"the connection has just been lost, or is not usable any more ({error})"
     hint = next((f": {hint}" for kinds, hint in _HINTS if isinstance(error, kinds)), "")
     return f"{error or type(error).__name__}{hint}"
 

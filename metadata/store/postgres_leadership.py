@@ -26,6 +26,8 @@ MIGRATING = LOCK + 1
 """Held while a leader migrates, and cannot renew: it is not replaced then. The server limits how long it may idle."""
 LOOK_SECONDS = 0.25
 """Between two looks of a standby at the lock."""
+LOOK_SECONDS_MAX = 2.0
+"""For one look; a standby that gets no answer tries another connection."""
 REGAIN_SECONDS = 5.0
 """For the server to end this process's own lost session, which has the lock until then."""
 
@@ -53,23 +55,30 @@ async def wait_for_lock(connection: Connection, clock: Clock, lease_ms: int) -> 
     seen: object = None
     seen_at = clock.monotonic()
     ended: int | None = None
-    while not await connection.fetchval(f"SELECT pg_try_advisory_lock({LOCK})"):
-        holder = await connection.fetchrow(_HOLDER)
+    while not await _try_lock(connection):
+        holder = await connection.fetchrow(_HOLDER, timeout=LOOK_SECONDS_MAX)
         if holder is None:
             await clock.sleep(LOOK_SECONDS / 10)  # it has gone in this moment
             continue
-        renewal = await connection.fetchrow("SELECT generation, renewed FROM renewals") if holder["renews"] else None
-        sign = (*holder.values(), *(renewal.values() if renewal is not None else ()))
+        sign = list(holder.values())
+        if holder["renews"]:
+            sign += (
+                await connection.fetchrow("SELECT generation, renewed FROM renewals", timeout=LOOK_SECONDS_MAX) or ()
+            )
         if sign != seen or holder["migrates"]:
             seen, seen_at = sign, clock.monotonic()
         elif clock.monotonic() - seen_at >= lease_ms / 1000:
             if ended != holder["pid"]:
                 _log.warning("metadata_leader_replaced", silent_ms=lease_ms, backend_pid=holder["pid"])
             ended = holder["pid"]
-            await connection.fetchval(_TERMINATE, ended)
+            await connection.fetchval(_TERMINATE, ended, timeout=LOOK_SECONDS_MAX)
             await clock.sleep(LOOK_SECONDS / 10)
             continue
         await clock.sleep(LOOK_SECONDS)
+
+
+async def _try_lock(connection: Connection) -> bool:
+    return bool(await connection.fetchval(f"SELECT pg_try_advisory_lock({LOCK})", timeout=LOOK_SECONDS_MAX))
 
 
 async def take_over(connection: Connection) -> int:
@@ -87,7 +96,7 @@ async def regain_lock(connection: Connection, clock: Clock, generation: int, los
     :raises StoreUnavailable: another session has the lock and has not said yet what for.
     """
     until = clock.monotonic() + REGAIN_SECONDS
-    while not await connection.fetchval(f"SELECT pg_try_advisory_lock({LOCK})"):
+    while not await _try_lock(connection):
         await check_generation(connection, generation)
         holder = await connection.fetchrow(_HOLDER)
         if holder is not None and (holder["pid"], holder["backend_start"]) == lost:

@@ -83,6 +83,10 @@ class SqliteMetadataStore:
     async def renew(self) -> None:
         """The lock needs no renewal."""
 
+    def sure(self) -> bool:
+        """The lock is this process's until it ends."""
+        return True
+
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         """Lock, create or migrate, and read. :raises StoreUnavailable: with the file's name and the reason."""
         return await self._on(self._write_thread, "opened", lambda: self._open(new_cluster_id))

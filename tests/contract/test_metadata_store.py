@@ -304,6 +304,53 @@ async def test_dropping_groups_and_offsets(kept: Kept) -> None:
     assert snapshot.offsets == {"b": (offset(1, 3),)}
 
 
+async def test_whatever_text_clients_choose_is_kept(kept: Kept) -> None:
+    name, note = "a\x00b\U0001f600'\"\\", "\x00\x7f\ufeff"
+    committed = OffsetRecord(topic_id(1), 0, 1, -1, note, 7_000)
+    configured = Topic(topic_id(1), "logs", 1, {"unknown.config": name}, 1_000)
+    changes: list[Change] = [TopicSaved(configured), GroupSaved(group(name)), OffsetsSaved(name, (committed,))]
+    await kept.store.write(changes)
+    snapshot = await kept.reopened()
+    assert snapshot.groups == (group(name),)
+    assert snapshot.offsets == {name: (committed,)}
+    assert snapshot.topics == (configured,)
+    await kept.store.write([GroupDropped(name)])
+    snapshot = await kept.reopened()
+    assert (snapshot.groups, snapshot.offsets) == ((), {})
+
+
+async def test_of_changes_to_the_same_thing_in_one_write_the_last_one_holds(kept: Kept) -> None:
+    await kept.store.write([TopicSaved(topic()), *added(1, epoch=3)])
+    await kept.store.write(
+        [
+            GroupSaved(group("g", 1)),
+            OffsetsSaved("g", (offset(0, 1), offset(0, 2))),
+            GroupDropped("g"),
+            GroupSaved(group("g", 2)),
+            OffsetsSaved("g", (offset(1, 3),)),
+            ProducerSaved(topic_id(1), 0, 4, b"old", 1),
+            ProducersExpired(((topic_id(1), 0, 4),)),
+            ProducerSaved(topic_id(1), 0, 5, b"new", 2),
+            *added(2, epoch=3),
+            AnswersSettled(3, 2),
+            *added(3, epoch=3),
+            AnswersSettled(3, 1),
+            CounterSaved("node_id", 7),
+            CounterSaved("node_id", 6),
+            OffsetsDropped("g", ((topic_id(1), 0),)),
+            AgentSaved("a", 1, 1, "z", "g"),
+            AgentDropped("a"),
+        ]
+    )
+    snapshot = await kept.reopened()
+    assert snapshot.groups == (group("g", 2),)
+    assert snapshot.offsets == {"g": (offset(1, 3),)}
+    assert snapshot.producers == (ProducerSaved(topic_id(1), 0, 5, b"new", 2),)
+    assert [answer.sequence for answer in snapshot.answers] == [3]
+    assert snapshot.counters == {"node_id": 7}
+    assert snapshot.agents == ()
+
+
 async def test_offsets_of_partitions_that_are_gone_are_left_out(kept: Kept) -> None:
     await kept.store.write([TopicSaved(topic()), TopicDropped(topic_id(1)), OffsetsSaved("g", (offset(0, 1),))])
     assert (await kept.reopened()).offsets == {}

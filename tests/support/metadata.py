@@ -138,6 +138,15 @@ class FaultyMetadataStore:
         self.gate: asyncio.Event | None = None
         """Writes wait for it before they have any effect."""
 
+    async def lead(self) -> int:
+        return await self._inner.lead()
+
+    async def renew(self) -> None:
+        await self._inner.renew()
+
+    def sure(self) -> bool:
+        return self._inner.sure()
+
     async def open(self, new_cluster_id: str) -> StoreSnapshot:
         return await self._inner.open(new_cluster_id)
 
