@@ -151,7 +151,8 @@ class Leadership:
 
         def task_failed(name: str, error: BaseException) -> None:
             if not failed.done():
-                failed.set_exception(StoreUnavailable(f"{name} failed: {error!r}"))
+                known = isinstance(error, StoreUnavailable)  # Deposed, above all
+                failed.set_exception(error if known else StoreUnavailable(f"{name} failed: {error!r}"))
 
         supervisor = Supervisor(task_failed)
         service = self._build_service(store, supervisor)
