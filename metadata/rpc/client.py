@@ -187,6 +187,7 @@ class RemoteMetadata:
         attempt_seconds = PARKED_ATTEMPT_SECONDS if parked else ATTEMPT_SECONDS
         pause, pause_max = PAUSE_SECONDS
         problem = ""
+        hurried = False  # the first repetition is made at once: most of the time it reaches the next leader
         while True:
             server = await self._finder.leader(deadline)
             began = self._clock.monotonic()
@@ -199,15 +200,18 @@ class RemoteMetadata:
             try:
                 answer = await self._attempt(server, method, head, arguments, seconds)
             except _Again as again:
-                problem = self._failure = str(again)
+                problem = str(again)
+                if again.reason != "pending":  # that is a sign of life
+                    self._failure = problem
                 self._metrics.repeats.labels(again.reason).inc()
                 if again.reason == "silent":
                     attempt_seconds = min(attempt_seconds * 2, ATTEMPT_SECONDS_MAX)
                 if parked:
                     deadline += self._clock.monotonic() - began
-                if again.paused:
+                if again.paused or (hurried and again.reason != "pending"):
                     await self._clock.sleep(self._entropy.uniform(pause / 2, pause))
                     pause = min(pause * 2, pause_max)
+                hurried = True
             else:
                 self._failure = None
                 return answer

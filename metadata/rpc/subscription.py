@@ -267,23 +267,25 @@ class RemoteSubscription:
     async def _watch(self, stream: _Stream) -> None:
         pause, pause_max = RETRY_SECONDS
         while True:
+            began = self._clock.monotonic()
             try:
                 while True:
                     self._dispatch(await stream.read(), stream)
-                    pause = RETRY_SECONDS[0]
             except _Broken as error:
                 _log.warning("metadata_watch_interrupted", error=str(error))
                 self._finder.lost(stream.server, str(error))
             self._drop_stream()
             self._metrics.watch_gaps.inc()
+            if self._clock.monotonic() - began > BEAT_SECONDS:
+                pause = RETRY_SECONDS[0]
             while True:
+                await self._clock.sleep(self._entropy.uniform(pause / 2, pause))
+                pause = min(pause * 2, pause_max)
                 try:
                     stream, hello = await self._connect(self._clock.monotonic() + self._patience_seconds)
                     break
                 except MetadataUnavailable as error:
                     self._finder.log_now_and_then("metadata_watch_unavailable", error=str(error))
-                await self._clock.sleep(self._entropy.uniform(pause / 2, pause))
-                pause = min(pause * 2, pause_max)
             self._start_over(hello)
             self._use(stream)
             _log.info("metadata_watch_restored", url=stream.server.url, generation=hello.generation)

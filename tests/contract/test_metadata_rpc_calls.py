@@ -483,3 +483,12 @@ async def test_under_random_faults_and_failovers_every_promise_holds(world: Worl
     assert kept == set(topics)
     with pytest.raises(Refused):
         await world.client.create_topic("logs", 1, {})
+
+
+async def test_a_leader_that_breaks_every_call_is_not_asked_without_pause(world: World) -> None:
+    world.proxies[0].plan = lambda _method: Fault.LOST
+    asking = asyncio.create_task(world.client.describe_agents())
+    await asyncio.sleep(1.0)
+    assert 3 <= len(world.proxies[0].calls) < 30
+    world.proxies[0].plan = lambda _method: Fault.NONE
+    assert len(await asking) == 1
