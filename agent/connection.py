@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from kio.schema.errors import ErrorCode
 
 from agent.context import Call
+from agent.departure import Departure
 from agent.handlers import api_versions
-from agent.handlers.moved import TELLS, WHERE_TO
 from agent.handlers.produce import ProduceCall
 from agent.intake import Intake
 from agent.outgoing import Outgoing
@@ -55,13 +55,6 @@ _PRODUCE_MIN: Final = API_BY_KEY[PRODUCE].served_min
 _PRODUCE_MAX: Final = API_BY_KEY[PRODUCE].max_version
 UNSENT_BYTES_MAX: Final = 1024 * 1024
 """Answers that wait for an earlier one (a Produce's commit); beyond so many bytes no more requests are taken in."""
-QUIET_SECONDS: Final = 0.5
-"""A client that was told where to go has gone when it asks for nothing here for so long: several times what clients
-wait before they try again. One that has not will find out, and be told again."""
-UNTOLD_SECONDS: Final = 1.0
-"""One that asks for nothing at all is closed after this: losing the connection makes it look where to go."""
-_MOVES_WITH: Final = WHERE_TO | {API_VERSIONS}
-"""What a client asks on its way to another agent."""
 _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
 """What may wait for long, and is cut off when the agent leaves or (Fetch) when the client is gone."""
 
@@ -71,12 +64,12 @@ class Connection(asyncio.BufferedProtocol):
     ``principals``: the names in the client's certificate."""
 
     __slots__ = (
-        "_asked_at",
         "_blocks",
         "_busy_at",
         "_call",
         "_client_host",
         "_close_reason",
+        "_departure",
         "_ending",
         "_flush_is_due",
         "_intake",
@@ -90,10 +83,8 @@ class Connection(asyncio.BufferedProtocol):
         "_slots",
         "_task",
         "_transport",
-        "_unanswered",
         "_unsent_bytes",
         "_write_paused",
-        "told",
     )
 
     def __init__(self, server: KafkaServer, principals: tuple[str, ...] = ()) -> None:
@@ -113,13 +104,10 @@ class Connection(asyncio.BufferedProtocol):
         self._pumping = False
         self._produces = False
         self._write_paused = False
-        self._busy_at = self._asked_at = server.coarse_now
-        self.told = False
-        """Where to go instead, by an agent that is leaving."""
+        self._busy_at = server.coarse_now
+        self._departure = Departure(server.coarse_now) if server.agent.moving else None
         self._sent_away = False
         """The request under way was cancelled to be answered with where to go."""
-        self._unanswered = False
-        """It produces without wanting answers, so it can only be told by closing."""
         self._unsent_bytes = 0
         self._flush_is_due = False
 
@@ -242,8 +230,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_in(self, block: Block, start: int, end: int) -> None:
         api_key, api_version, correlation_id = _KEY_AND_VERSION.unpack_from(block.buffer, start)
-        if self._server.agent.moving and api_key not in _MOVES_WITH:
-            self._asked_at = self._server.coarse_now
+        if self._departure is not None:
+            self._departure.asked(api_key, self._server.coarse_now)
         if api_key == PRODUCE and _PRODUCE_MIN <= api_version <= _PRODUCE_MAX:
             self._take_in_produce(block, start, end)
             return
@@ -271,17 +259,17 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(Slot(self, block, server.metrics.apis[PRODUCE]), BAD_REQUEST, str(error))
             return
         self._produces = True
-        place, roster = self._place, server.agent.roster
-        if not place.zone:
-            place.meet(client_id_of(block.buffer, start, end), roster)
+        if not self._place.zone:
+            self._place.meet(client_id_of(block.buffer, start, end), server.agent.roster)
         call = ProduceCall(self, block, server.agent)
         self._slots.append(call)
-        if server.agent.moving:
+        if self._departure is not None:
             if request.acks in (1, -1):
-                call.send_away(request, roster.route(place.zone, place.client_id, place.host))
-                self.told = True
+                place = self._place
+                call.send_away(request, server.agent.roster.route(place.zone, place.client_id, place.host))
+                self._departure.told = True
                 return
-            self._unanswered = True
+            self._departure.unanswered = True
         if call.take_in(request, server.clock.now_ms()):
             call.append()
         else:
@@ -349,8 +337,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 slot.answer, slot.payload = answer.head, answer.payload
                 self._hold_answer(slot, answer)
-                if self._server.agent.moving and call.api_key in TELLS:
-                    self.told = True
+                if self._departure is not None:
+                    self._departure.answered(call.api_key)
         finally:
             self._sent_away = False
             self._task = None
@@ -491,21 +479,26 @@ class Connection(asyncio.BufferedProtocol):
 
     def send_away(self) -> None:
         """The agent sends its clients to others from now on: whoever waits here for long is told at once."""
-        self._asked_at = self._server.coarse_now
+        self._departure = Departure(self._server.coarse_now)
         if self._task is not None and self._call is not None and self._call.api_key in _LONG_WAITS:
             self._sent_away = True
             self._task.cancel()
 
+    @property
+    def was_told(self) -> bool:
+        """Its client has heard where to go instead."""
+        return self._departure is not None and self._departure.told
+
     def has_moved(self, now: float) -> bool:
         """Nothing of its client is under way, and it asked for nothing but where to go for a while."""
-        assert self._intake is not None and self._outgoing is not None
-        if self._unanswered:
-            self.told = True  # closing is all it will notice; what it sent is stored first
+        assert self._intake is not None and self._outgoing is not None and self._departure is not None
+        if self._departure.unanswered:
+            self._departure.told = True  # closing is all it will notice; what it sent is stored first
             self.leave()
             return False
         if self._slots or self._blocks or self._intake.mid_frame or self._outgoing.settle():
             return False
-        return now - self._asked_at >= (QUIET_SECONDS if self.told else UNTOLD_SECONDS)
+        return self._departure.is_quiet(now)
 
     def sweep(self, now: float) -> None:
         """Look at this connection's clocks; ``now`` is :attr:`KafkaServer.coarse_now`. Called about once a second."""

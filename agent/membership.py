@@ -126,10 +126,10 @@ class Membership:
         return AgentCondition.SICK if self._diagnosis.reason else AgentCondition.READY
 
     def problem(self) -> str | None:
-        """Why clients should not be sent here, None when they should."""
+        """Why clients should not be sent here, None when they should: also to a sick agent that is the only one."""
         if self._fenced:
             return "fenced: registering anew"
-        return self._diagnosis.reason or None
+        return self._diagnosis.reason or None if self._agent.roster.has_others() else None
 
     def _show(self, condition: AgentCondition) -> None:
         identity = self._agent.identity
@@ -184,8 +184,8 @@ class Membership:
             self._due.clear()
             self._examine()
             load = self._meter.measure()
-            if self._fenced and not self._draining:
-                if not await self._register_anew():
+            if self._fenced:
+                if self._draining or not await self._register_anew():
                     return
                 self._examine()
             await self._beat(load)

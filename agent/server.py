@@ -197,7 +197,7 @@ class KafkaServer:
         self.metrics.connections_open -= 1
         self.metrics.connections_closed[reason] += 1
         if self.agent.moving and not self._draining:
-            if connection.told:
+            if connection.was_told:
                 self.moved_connections += 1
             else:
                 self.untold_connections += 1

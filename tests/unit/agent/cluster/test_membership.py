@@ -211,6 +211,31 @@ async def test_a_drain_does_not_wait_for_a_metadata_service_that_is_away(
     assert asyncio.get_running_loop().time() - began < 4
 
 
+async def test_fenced_while_it_drains_it_is_silent(
+    service: MetadataService, pair: tuple[MemberAgent, MemberAgent]
+) -> None:
+    first, _ = pair
+    await first.membership.begin_drain()
+    await service.leave_agent(first.agent.identity.agent_epoch)
+    await asyncio.sleep(2)
+    calls = len(first.metadata.calls)
+    await asyncio.sleep(10)
+    await first.membership.leave()
+    assert len(first.metadata.calls) == calls, "no heartbeat, no registration, no goodbye"
+    assert len(first.writer.started) == 1
+
+
+async def test_a_sick_agent_that_is_the_only_one_is_still_where_clients_should_go(service: MetadataService) -> None:
+    alone = MemberAgent(service, 1)
+    await alone.join()
+    alone.writer.uploads_fail = alone.store.problem = "503 SlowDown"
+    await asyncio.sleep(UPLOADS_FAIL_SECONDS + 2)
+    assert (await conditions(service))["agent-1"][0] is SICK
+    assert named(alone) == ["agent-1"]
+    assert alone.membership.problem() is None
+    await alone.stop()
+
+
 async def test_alone_it_drains_at_once(service: MetadataService) -> None:
     alone = MemberAgent(service, 1)
     await alone.join()
