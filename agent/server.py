@@ -14,14 +14,12 @@ from agent.failure_log import FailureLog
 from agent.file_limit import raise_file_limit
 from agent.intake import STALLED_SECONDS, large_frame_budget
 from agent.tls import TlsListener
-from agent.wire.codec import warm_up
 from agent.wire.frames import Scratch
 from runtime.tasks import Supervisor
 
 BACKLOG: Final = 4096
 """Connections the kernel holds for us: a fleet of shippers reconnects at once when an agent restarts."""
 SWEEP_SECONDS: Final = 1.0
-WARM_UP_PAUSE_SECONDS: Final = 0.002
 LOOK_SECONDS: Final = 0.05
 """Pause between two looks for connections whose clients have moved."""
 CALM_SECONDS: Final = 0.5
@@ -97,7 +95,6 @@ class KafkaServer:
         )
         self._socket = None
         self._sweeper = self.supervisor.start("kafka-sweeper", self._sweep_forever())
-        self.supervisor.start("kafka-codec-warm-up", self._warm_up())
         if tls is not None:
             self.supervisor.start("tls-certificates", tls.certificates.watch())
 
@@ -214,11 +211,6 @@ class KafkaServer:
         due, self._due = self._due, []
         for connection in due:
             connection.run_due()
-
-    async def _warm_up(self) -> None:
-        """Compile the codec while nothing else is to do: a first request should not wait for it."""
-        for _ in warm_up():
-            await self.clock.sleep(WARM_UP_PAUSE_SECONDS)
 
     # --- time ---------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ that no version has (a typo must not become a silently missing field). Checked a
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -47,23 +47,27 @@ def _merge(into: NameTree, other: NameTree) -> None:
         _merge(into.setdefault(name, {}), nested)
 
 
-def entity_encoder(plan: EntityPlan, names: NameTree) -> Writer:
+def entity_encoder(plan: EntityPlan, names: Callable[[], NameTree]) -> Writer:
     """A function that appends one entity, given as a mapping, to a bytearray.
 
+    ``names`` are those of all versions: asked for with the first mapping that has one this version does not have.
     It raises :class:`EncodeError` for a name that is in no version, and whatever a value of the wrong type provokes
     (:func:`agent.wire.codec.encode_response` makes one error of these). An array of entities raises
     :class:`EncodeError` as soon as the answer is longer than :data:`ANSWER_BYTES_MAX`.
     """
     steps = tuple((field.name, _field_writer(field, plan.flexible, names), field.default) for field in plan.fields)
     tags = tuple((field, _field_writer(field, True, names)) for field in plan.tagged)
-    known = names.keys()
+    known: Set[str] = {field.name for field in plan.fields + plan.tagged}
     name = plan.name
     flexible = plan.flexible
 
     def write(out: bytearray, body: Mapping[str, Any]) -> None:
+        nonlocal known
         if not body.keys() <= known:
-            unknown = ", ".join(sorted(body.keys() - known))
-            raise EncodeError(f"{name} has no field {unknown} in any version")
+            known = names().keys()
+            if not body.keys() <= known:
+                unknown = ", ".join(sorted(body.keys() - known))
+                raise EncodeError(f"{name} has no field {unknown} in any version")
         get = body.get
         for field_name, write_field, default in steps:
             write_field(out, get(field_name, default))
@@ -89,10 +93,10 @@ def _write_tags(out: bytearray, body: Mapping[str, Any], tags: Sequence[tuple[Fi
         out += content
 
 
-def _field_writer(field: FieldPlan, flexible: bool, names: NameTree) -> Writer:
+def _field_writer(field: FieldPlan, flexible: bool, names: Callable[[], NameTree]) -> Writer:
     tagged = field.tag is not None
     if field.entity is not None:
-        inner = entity_encoder(field.entity, names[field.name])
+        inner = entity_encoder(field.entity, lambda: names()[field.name])
         if field.nullable and not field.is_array and not tagged:
             return _nullable_entity(inner)
         if field.is_array:
