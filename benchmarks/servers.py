@@ -107,6 +107,7 @@ def s3(folder: Path) -> Iterator[str]:
     keys = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
     before = {name: os.environ.get(name) for name in keys}
     command = [str(binary), "--access", "bench", "--secret", "bench-secret", "--port", f"127.0.0.1:{port}", "--quiet"]
+    command.append("--keep-alive")  # as S3 does; without it the server closes after every answer
     process = ServerProcess("versitygw", [*command, "posix", str(folder / "s3")], folder / "versitygw.log")
     process.start(port)
     pin(process.pid, LOAD_CORE)

@@ -10,7 +10,7 @@ import base64
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from aiohttp import ClientPayloadError
+from aiohttp import ClientError as HttpClientError
 from botocore.exceptions import ClientError
 from crc32c import crc32c as crc32c_of
 
@@ -18,6 +18,7 @@ from runtime.clock import Entropy
 from storage.keys import validate_key, validate_range
 from storage.s3_body import PIECE_BYTES, ChunkedBody
 from storage.s3_connection import S3Connection
+from storage.s3_download import receive_body
 from storage.s3_errors import advice, error_of_answer, status_and_code
 from storage.store import (
     Chunk,
@@ -159,16 +160,14 @@ class S3Store:
             if status_and_code(error)[0] == 416:  # the range starts at or after the end
                 return b""
             raise
-        async with answer["Body"] as stream:
+        byte_length: int = answer["ContentLength"]
+        async with answer["Body"] as body:
+            if length is not None and byte_length > length:
+                raise StorageRefused(f"get {key}: the server ignored the byte range")
             try:
-                data: bytes = await stream.read()
-            except (ClientPayloadError, RuntimeError) as error:  # aiohttp's; RuntimeError: closed before the first read
+                return await receive_body(body.raw_stream, byte_length)
+            except HttpClientError as error:
                 raise StorageUnavailable(f"get {key}: the connection broke within the body: {error}") from error
-        if len(data) != answer["ContentLength"]:
-            raise StorageUnavailable(f"get {key}: {len(data)} of {answer['ContentLength']} bytes arrived")
-        if length is not None and len(data) > length:
-            raise StorageRefused(f"get {key}: the server ignored the byte range")
-        return data
 
     async def _holds(self, client: Any, key: str, byte_length: int, crc32c: int) -> bool:
         """Whether the object under ``key`` is these bytes: then an earlier attempt, thought lost, had its effect."""
