@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import metadata, servers, zones
+from benchmarks import isolation, metadata, servers, zones
 from benchmarks.peers.jars import Unavailable
 from benchmarks.rows import Bench, Figures, Row
 from benchmarks.servers import CHECKOUT, Server
@@ -271,6 +271,7 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "idle connections": idle_connections,
     "latency": latency,
     "cpu": cpu,
+    "isolation": isolation.isolation,
     "metadata commits": metadata.commits,
     "metadata finding": metadata.finding,
     "metadata partitions": metadata.partitions,
