@@ -7,7 +7,7 @@ group could take from the other, and a random delay would hide a difference of s
 and continued (SIGSTOP, SIGCONT) every few seconds, so that quiet and busy samples come from the same minutes of the
 same processes.
 
-``python -m benchmarks.isolation --port PORT --topic TOPIC --seconds S --rate R`` is the prober.
+``python -m benchmarks.isolation --port PORT --topic TOPIC --seconds S --rate R --samples FILE`` is the prober.
 """
 
 from __future__ import annotations
@@ -63,12 +63,13 @@ def isolation(bench: Bench) -> list[Row]:
         vip = stack.enter_context(_agent(bench.folder, "vip", metadata, SERVER_CORE))
         load = stack.enter_context(_saturation(plaintext))
         seconds = 2 * periods * PERIOD_SECONDS
-        probe = stack.enter_context(_prober(vip, seconds))
+        samples = bench.folder / "samples.json"
+        probe = stack.enter_context(_prober(vip, seconds, samples))
         found, used = _alternate(load, probe, [metadata, plaintext, vip], periods)
-        out, errors = probe.communicate(timeout=60)
-    if probe.returncode != 0:
-        raise RuntimeError(f"the prober failed:\n{errors[-2000:]}")
-    quiet, busy = _latencies(json.loads(out), found)
+        if probe.wait(60) != 0:
+            assert probe.stderr is not None
+            raise RuntimeError(f"the prober failed:\n{probe.stderr.read()[-2000:]}")
+    quiet, busy = _latencies(json.loads(samples.read_text()), found)
     agent_cpu, load_cpu = used["plaintext"], used["load"]
     p99 = {name: _quantile(values, 0.99) for name, values in (("quiet", quiet), ("busy", busy))}
     p50 = {name: _quantile(values, 0.50) for name, values in (("quiet", quiet), ("busy", busy))}
@@ -213,8 +214,9 @@ def _saturation(server: Server) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def _prober(server: Server, seconds: float) -> Iterator[subprocess.Popen[str]]:
+def _prober(server: Server, seconds: float, samples: Path) -> Iterator[subprocess.Popen[str]]:
     arguments = ["--port", server.port, "--topic", "vip", "--seconds", seconds, "--rate", PROBES_PER_S]
+    arguments += ["--samples", samples]
     with _child(["benchmarks.isolation", *map(str, arguments)], SERVER_CORE) as probe:
         assert probe.stdout is not None
         if probe.stdout.readline().strip() != "probing":
@@ -271,9 +273,10 @@ def main() -> None:
     parser.add_argument("--topic", required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    parser.add_argument("--samples", type=Path, required=True, help="the file that they are written to")
     args = parser.parse_args()
     uvloop.install()
-    print(json.dumps(asyncio.run(probe(args.port, args.topic, args.seconds, args.rate))), flush=True)
+    args.samples.write_text(json.dumps(asyncio.run(probe(args.port, args.topic, args.seconds, args.rate))))
 
 
 if __name__ == "__main__":
