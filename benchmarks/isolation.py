@@ -62,7 +62,7 @@ def isolation(bench: Bench) -> list[Row]:
         plaintext = stack.enter_context(_agent(bench.folder, "plaintext", metadata, LOAD_CORE))
         vip = stack.enter_context(_agent(bench.folder, "vip", metadata, SERVER_CORE))
         load = stack.enter_context(_saturation(plaintext))
-        seconds = 2 * periods * PERIOD_SECONDS
+        seconds = 2 * (periods + 1) * PERIOD_SECONDS
         samples = bench.folder / "samples.json"
         probe = stack.enter_context(_prober(vip, seconds, samples))
         found, used = _alternate(load, probe, [metadata, plaintext, vip], periods)
@@ -102,11 +102,14 @@ def isolation(bench: Bench) -> list[Row]:
 def _alternate(
     load: subprocess.Popen[str], probe: subprocess.Popen[str], watched: Sequence[Server], periods: int
 ) -> tuple[list[Period], dict[str, float]]:
-    """Quiet and busy periods in turn; these, and what the busy ones used: shares of a core, and requests a second."""
+    """Quiet and busy periods in turn; these, and what the busy ones used: shares of a core, and requests a second.
+
+    The first of each kind is not counted: codecs are compiled, and memory is touched for the first time.
+    """
     plaintext = watched[1]
     found: list[Period] = []
     used = {"requests": 0.0, **{server.name: 0.0 for server in watched}, "load": 0.0}
-    for number in range(2 * periods):
+    for number in range(-2, 2 * periods):
         busy = number % 2 == 1
         load.send_signal(signal.SIGCONT if busy else signal.SIGSTOP)
         time.sleep(SETTLE_SECONDS)
@@ -114,8 +117,9 @@ def _alternate(
         requests, began = _produced(plaintext), time.monotonic()
         time.sleep(PERIOD_SECONDS - SETTLE_SECONDS)
         ended = time.monotonic()
-        found.append(Period(busy, began, ended))
-        if busy:
+        if number >= 0:
+            found.append(Period(busy, began, ended))
+        if busy and number > 0:
             after = {server.name: server.cpu_seconds() for server in watched} | {"load": _cpu_seconds(load.pid)}
             for name, seconds in after.items():
                 used[name] += (seconds - cpu[name]) / (ended - began) / periods

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from agent.tls_channel import CIPHERTEXT_BYTES_MAX, OPEN_BYTES, PIECE_BYTES
+from agent.tls_channel import CIPHERTEXT_BYTES_MAX, OPEN_BYTES, PIECE_BYTES, RECORD_BYTES
 from agent.wire import apis
 from agent.wire.codec import EncodedResponse
 from tests.support.batches import build_batch
@@ -189,6 +189,27 @@ def test_bytes_that_come_one_at_a_time(run: Run, tmp_path: Path) -> None:
             assert _stored(server) == [batch]
             server.harness.writer.settle()
             assert (await client.read(reader))[4:8] == (9).to_bytes(4)
+            writer.close()
+
+    run(test)
+
+
+def test_a_record_that_has_begun_is_counted_until_it_is_whole(run: Run, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with TlsServer(tmp_path) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            client = MemoryClient(server.authority.client_context())
+            await client.handshake(reader, writer)
+            await until(lambda: server.budget.by_purpose["tls"] == OPEN_BYTES)
+            client.tls.write(frame(apis.API_VERSIONS, 0, 1))
+            record = client.outgoing.read()
+            for part in (record[:3], record[3:5], record[5:-1]):
+                writer.write(part)
+                await until(lambda: server.budget.by_purpose["tls"] == OPEN_BYTES + RECORD_BYTES)
+                await asyncio.sleep(0.02)
+            writer.write(record[-1:])
+            assert (await client.read(reader))[4:8] == (1).to_bytes(4)
+            await until(lambda: server.budget.by_purpose["tls"] == OPEN_BYTES)
             writer.close()
 
     run(test)
