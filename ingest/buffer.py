@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from ingest.policy import SEGMENT_BATCHES_MAX
 from ingest.segment import PartitionRun
 from ingest.ticket import PendingBatch, ProduceTicket
 from metadata.model import TopicId
@@ -47,16 +49,30 @@ class OpenSegment:
         self.record_count = 0
         self.charged_batches = 0
 
-    def append(self, ticket: ProduceTicket, index: int, batch: PendingBatch) -> None:
-        key = (batch.topic_id, batch.partition)
-        run = self.runs.get(key)
-        if run is None:
-            run = self.runs[key] = OpenRun(batch.topic_id, batch.partition)
-        draft = batch.draft
-        run.payloads.append(batch.payload)
-        run.batches.append(draft)
-        run.tickets.append(ticket)
-        run.indexes.append(index)
-        self.byte_length += draft.byte_length
-        self.batch_count += 1
-        self.record_count += draft.record_count
+    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch], start: int, byte_max: int) -> int:
+        """Take in ``batches[start:]``, the i-th of which settles the i-th of ``ticket``, until the segment has
+        ``byte_max`` bytes or as many batches as it may; returns where it stopped, at least one further on.
+        """
+        runs = self.runs
+        byte_length, record_count = self.byte_length, self.record_count
+        index = start
+        end = min(len(batches), start + SEGMENT_BATCHES_MAX - self.batch_count)
+        while index < end:
+            batch = batches[index]
+            key = (batch.topic_id, batch.partition)
+            run = runs.get(key)
+            if run is None:
+                run = runs[key] = OpenRun(batch.topic_id, batch.partition)
+            draft = batch.draft
+            run.payloads.append(batch.payload)
+            run.batches.append(draft)
+            run.tickets.append(ticket)
+            run.indexes.append(index)
+            index += 1
+            record_count += draft.record_count
+            byte_length += draft.byte_length
+            if byte_length >= byte_max:
+                break
+        self.byte_length, self.record_count = byte_length, record_count
+        self.batch_count += index - start
+        return index

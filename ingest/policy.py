@@ -19,17 +19,24 @@ class SealReason(enum.StrEnum):
     DRAIN = "drain"
 
 
-def seal_after_append(
-    byte_length: int, batch_count: int, segment_bytes_max: int, memory_exhausted: bool, segments_pending: int
-) -> SealReason | None:
-    """Whether the segment that just grew to ``byte_length`` bytes should be sealed now (linger aside).
+def seal_bytes(segment_bytes_max: int, memory_exhausted: bool, segments_pending: int) -> int:
+    """From how many bytes on the open segment is sealed.
 
     Memory pressure seals a segment at once when nothing else is on its way out (only its commit can give memory
     back), and otherwise only when it is worth a PUT: an agent whose store is slow must not answer the pressure
     with a flood of one-batch segments.
     """
+    if not memory_exhausted:
+        return segment_bytes_max
+    return -(-segment_bytes_max // PRESSURE_SHARE) if segments_pending else 0
+
+
+def seal_after_append(
+    byte_length: int, batch_count: int, segment_bytes_max: int, memory_exhausted: bool, segments_pending: int
+) -> SealReason | None:
+    """Whether the segment that just grew to ``byte_length`` bytes should be sealed now (linger aside)."""
     if byte_length >= segment_bytes_max or batch_count >= SEGMENT_BATCHES_MAX:
         return SealReason.SIZE
-    if memory_exhausted and (segments_pending == 0 or byte_length * PRESSURE_SHARE >= segment_bytes_max):
+    if memory_exhausted and byte_length >= seal_bytes(segment_bytes_max, memory_exhausted, segments_pending):
         return SealReason.MEMORY
     return None

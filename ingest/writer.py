@@ -15,7 +15,7 @@ import structlog
 from ingest.buffer import BATCH_OVERHEAD_BYTES, OpenSegment
 from ingest.committer import Committer
 from ingest.metrics import IngestMetrics
-from ingest.policy import SealReason, seal_after_append
+from ingest.policy import SealReason, seal_after_append, seal_bytes
 from ingest.sealed import SealedSegment
 from ingest.segment import encode_segment
 from ingest.sink import SegmentSink
@@ -119,26 +119,29 @@ class SegmentWriter:
         Never blocks, never fails; about a microsecond a batch, but for the one that fills the segment, which is then
         laid out.
         """
-        for index, batch in enumerate(batches):
+        start = 0
+        while start < len(batches):
             segment = self._open
             if segment is None:
                 if self._state is not _State.RUNNING:
-                    asyncio.get_running_loop().call_soon(ticket.settle, index, IngestFailed(str(self._state)))
-                    continue
+                    self._turn_away(ticket)
+                    return
                 segment = self._open_segment()
-            segment.append(ticket, index, batch)
-            if segment.batch_count > segment.charged_batches:
+            byte_max, pending = self._segment_bytes_max, self._committer.unsettled
+            start = segment.append(ticket, batches, start, seal_bytes(byte_max, self._budget.exhausted, pending))
+            while segment.batch_count > segment.charged_batches:
                 segment.charged_batches += _CHARGED_BATCHES
                 self._budget.take("segment", _CHARGED_BATCHES * BATCH_OVERHEAD_BYTES)
-            reason = seal_after_append(
-                segment.byte_length,
-                segment.batch_count,
-                self._segment_bytes_max,
-                self._budget.exhausted,
-                self._committer.unsettled,
-            )
+            exhausted = self._budget.exhausted
+            reason = seal_after_append(segment.byte_length, segment.batch_count, byte_max, exhausted, pending)
             if reason is not None:
                 self._seal(segment, reason)
+
+    def _turn_away(self, ticket: ProduceTicket) -> None:
+        """Nothing can be taken in, and nothing of the request was: the state does not change during :meth:`append`."""
+        error = IngestFailed(str(self._state))
+        for index in range(len(ticket.outcomes)):
+            asyncio.get_running_loop().call_soon(ticket.settle, index, error)
 
     async def drain(self) -> None:
         """Seal, upload and commit everything; returns when every ticket has settled and losers' objects are deleted.

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from ingest.buffer import BATCH_OVERHEAD_BYTES
+from ingest.policy import SEGMENT_BATCHES_MAX
 from ingest.segment import check_segment, parse_segment_key
 from ingest.ticket import ProduceTicket
 from metadata.model import Refusal
@@ -67,6 +68,33 @@ async def test_a_full_segment_is_sealed_at_once() -> None:
     await bench.close()
 
 
+async def test_one_request_may_fill_several_segments() -> None:
+    bench = IngestBench(segment_bytes_max=64 * KIB, linger_ms=60_000)
+    future = bench.produce(*[build_batch([b"%d" % n * 30_000]) for n in range(8)])
+    assert bench.metric("tidelog_ingest_seals_total", reason="size") == 2
+    await bench.writer.drain()
+    assert offsets(await future) == list(range(8))
+    await bench.close()
+
+
+async def test_a_request_of_more_batches_than_a_segment_may_have() -> None:
+    bench = IngestBench(linger_ms=60_000)
+    future = bench.produce(*[build_batch()] * (2 * SEGMENT_BATCHES_MAX + 1))
+    assert bench.metric("tidelog_ingest_seals_total", reason="size") == 2
+    await bench.writer.drain()
+    assert offsets(await future) == list(range(2 * SEGMENT_BATCHES_MAX + 1))
+    await bench.close()
+
+
+async def test_a_request_is_turned_away_whole() -> None:
+    bench = IngestBench()
+    await bench.writer.stop()
+    future = bench.produce(*[build_batch()] * 3)
+    assert not future.done(), "never before append returns"
+    assert all_failed(await future)
+    await bench.close()
+
+
 async def test_nothing_runs_when_nothing_is_open() -> None:
     bench = IngestBench()
     await bench.produce(build_batch())
@@ -76,15 +104,17 @@ async def test_nothing_runs_when_nothing_is_open() -> None:
     await bench.close()
 
 
-async def test_memory_pressure_seals_what_is_worth_a_put_and_does_not_flood_the_store() -> None:
+@pytest.mark.parametrize("batches_per_request", [1, 4, 20])
+async def test_memory_pressure_seals_what_is_worth_a_put_and_does_not_flood_the_store(batches_per_request: int) -> None:
     bench = IngestBench(budget_bytes=1 << 20, linger_ms=60_000, segment_bytes_max=512 * KIB)
     bench.budget.take("request", 1 << 20)
-    futures = [bench.produce(build_batch([b"x" * 20_000])) for _ in range(20)]
+    request = [build_batch([b"x" * 20_000])] * batches_per_request
+    futures = [bench.produce(*request) for _ in range(20 // batches_per_request)]
     # The first is sealed at once since nothing is on its way; then every 64 KiB (an eighth of a segment).
     assert bench.metric("tidelog_ingest_seals_total", reason="memory") == 1 + 19 // 4
     bench.budget.give("request", 1 << 20)
     await bench.writer.drain()
-    assert [offsets(await future) for future in futures] == [[offset] for offset in range(20)]
+    assert [offset for future in futures for offset in offsets(await future)] == list(range(20))
     await bench.close()
 
 
