@@ -26,6 +26,7 @@ from kafka.errors import KafkaError as KafkaPythonError
 from tests.conftest import FAST_SETTINGS, on_reference
 from tests.support.certificates import Authority, Pair
 from tests.support.cluster import TidelogProcess
+from tests.support.members import wait_until
 from tests.tools import kafka_java
 from tests.tools.require import require
 
@@ -375,7 +376,9 @@ def test_ten_thousand_that_never_speak(tidelog: Callable[..., TidelogProcess], t
     with subprocess.Popen(command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as idle:
         assert idle.stdout is not None
         assert idle.stdout.readline().strip() == "open"
-        assert process.metrics()["tidelog_agent_pending_tls_handshakes"] == 10_000
+        # The kernel has taken them all; a busy agent may still be accepting.
+        pending = "tidelog_agent_pending_tls_handshakes"
+        wait_until(lambda: process.metrics()[pending] == 10_000, 30, lambda: f"{process.metrics()[pending]} pending")
         assert slowest() < max(1.0, 10 * quiet)
         assert _resident_bytes(process.pid) - before < 10_000 * 8_192, "as little as silent connections without TLS"
         idle.communicate("close\n", timeout=60)
