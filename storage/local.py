@@ -9,6 +9,7 @@ what a living one is writing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -314,7 +315,10 @@ def _make_durably(folder: Path) -> None:
 def _remove_leftovers(uploading: Path) -> None:
     """Remove the temporary folders of processes that no longer live."""
     for folder in uploading.iterdir():
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another process that is starting was first
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -330,8 +334,10 @@ def _own_folder(uploading: Path, entropy: Entropy) -> tuple[Path, int]:
     while True:
         folder = uploading / entropy.uuid_bytes().hex()
         folder.mkdir()
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():
-            return folder, lock
-        os.close(lock)  # another process that is starting took it for a leftover, before it was locked
+        # Another process that is starting may take it for a leftover, until it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)

@@ -246,6 +246,18 @@ async def test_a_starting_process_spares_what_a_living_one_is_writing(tmp_path: 
     await second.close()
 
 
+async def test_any_number_may_start_at_the_same_time(tmp_path: Path) -> None:
+    """Each looks for leftovers while others make, lock and remove their folders."""
+
+    async def start_and_close() -> None:
+        for _ in range(40):
+            store = await asyncio.to_thread(LocalStore, tmp_path, SystemEntropy())
+            await store.close()
+
+    await asyncio.gather(*(start_and_close() for _ in range(8)))
+    assert list((tmp_path / UPLOADING).iterdir()) == []
+
+
 async def test_a_folder_removed_by_others_is_made_again(store: LocalStore, tmp_path: Path) -> None:
     await put(store, "a/one", b"1")
     (tmp_path / "objects" / "a" / "one").unlink()
