@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 SOURCES := agent ingest metadata storage runtime autoscaler tidelog tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check fmt docs bench fuzz requirements
+.PHONY: help env demo demo-cluster test faults check fmt docs bench fuzz requirements
 
 help:
 	@echo "make demo    ship a real log through Tidelog and watch it come out (DEMO_SECONDS=60)"
+	@echo "make demo-cluster  three zones and two groups under load, two processes killed, every line counted"
 	@echo "make test    every test; installs what it may (Debian packages only in CI), says what it skipped"
 	@echo "make check   the gate: format, lint, types, import contracts, generated docs, fast tests"
 	@echo "make bench   one table of speed ratios against peers and raw limits"
+	@echo "make faults  every fault of a cluster and every two together, 30 s each: an hour and a half"
 	@echo "make fuzz    the fuzz tests, longer (FUZZ_EXAMPLES=20000)"
 	@echo "make env     .venv with .venv/bin/tidelog"
 	@echo "make docs    regenerate the reference pages in docs/ from the code"
@@ -40,6 +42,9 @@ $(VENV)/.dev: $(VENV)/.ready requirements/dev.txt
 demo: env
 	@$(BIN)/tidelog demo --seconds $${DEMO_SECONDS:-60}
 
+demo-cluster: env
+	@$(BIN)/tidelog cluster demo --seconds $${DEMO_SECONDS:-60}
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -51,6 +56,10 @@ check: $(VENV)/.dev
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
 	$(BIN)/pytest -q --durations 20 tests
+
+faults: $(VENV)/.dev
+	@$(BIN)/python -m tests.setup
+	TIDELOG_TEST_FAULT_SECONDS=$${FAULT_SECONDS:-30} $(BIN)/pytest -q -s tests/e2e/test_cluster_faults.py
 
 fuzz: $(VENV)/.dev
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/pytest -q --timeout 0 tests/property

@@ -91,6 +91,7 @@ class LoadMeter:
             memory_budget_bytes=self._budget.limit_bytes,
             loop_lag_ms=self._probe.take_lag_seconds() * 1000,
             cross_zone_bytes=cross_zone,
+            cross_zone_bytes_total=self._metrics.cross_zone.byte_count(),
         )
 
     def _counters(self) -> tuple[float, float, float, float, float]:

@@ -61,6 +61,8 @@ class AgentLoad(msgspec.Struct, frozen=True):
     """The longest the event loop came late."""
     cross_zone_bytes: float = 0.0
     """Bytes to and from clients and peers whose zone is known to be another."""
+    cross_zone_bytes_total: int = 0
+    """The same since the process began: not a rate."""
 
 
 class AgentHeartbeat(msgspec.Struct, frozen=True):

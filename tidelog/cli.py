@@ -17,9 +17,10 @@ from runtime.settings import Settings, SettingsError
 from storage.urls import parse_storage_url
 from tidelog import group, records, topic
 from tidelog.client import key_values
+from tidelog.cluster import command as cluster
 
 WRONG_SETTING = 2
-COMMANDS = ("up", "agent", "metadata", "demo", "topic", "produce", "consume", "group")
+COMMANDS = ("up", "agent", "metadata", "cluster", "demo", "topic", "produce", "consume", "group")
 
 
 class Shipper(enum.StrEnum):
@@ -44,6 +45,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cluster.app, name="cluster", short_help="Start a whole cluster here; show what a cluster does.")
 app.add_typer(topic.app, name="topic", short_help="Create, list, describe, configure and delete topics.")
 app.add_typer(group.app, name="group", short_help="List, describe and reset consumer groups.")
 app.command("produce", short_help="Send lines of standard input as records.")(records.produce)

@@ -57,6 +57,7 @@ class ClusterPage:
             topics_shown.append(
                 {
                     "topic": topic.name,
+                    "id": topic.topic_id.hex(),
                     "partitions": topic.partition_count,
                     "records": sum(each.high_watermark - each.log_start_offset for each in offsets if each is not None),
                 }

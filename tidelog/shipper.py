@@ -105,13 +105,14 @@ def ship(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, readable=True, metavar="FILE...")],
     topic: Annotated[str, typer.Option()],
     bootstrap: Bootstrap,
+    client_id: Annotated[str, typer.Option(help="May name the zone: shipper,zone=a.")] = "tidelog-shipper",
 ) -> None:
     """Follow FILEs and send every line to a topic."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     with failures_reported():
-        config = {"enable.idempotence": True, "compression.type": "lz4", "linger.ms": 20}
+        config = {"client.id": client_id, "enable.idempotence": True, "compression.type": "lz4", "linger.ms": 20}
         producer = Producer(client_config(Cluster(bootstrap), **config))
         shipper = Shipper(producer, topic, [FollowedFile(path) for path in files])
         shipper.run(stopping)

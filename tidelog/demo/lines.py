@@ -103,16 +103,21 @@ class Replay:
     """A thread that appends lines to ``path``: one at once, and from :meth:`go` on ``rate`` a second, round and round.
 
     The first line shows when the whole way works. Each line is
-    ``<milliseconds since 1970> <number, from 0 without gaps> <the original line>``.
+    ``<milliseconds since 1970> <number> <the original line>``; of ``replays`` replays that run at the same time,
+    number ``index`` (from 0) writes every number that leaves ``index`` when divided by them, without gaps.
     """
 
-    def __init__(self, path: Path, lines: Sequence[str], rate: int, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, lines: Sequence[str], rate: int, clock: Clock, index: int = 0, replays: int = 1
+    ) -> None:
         self.written = Tally()
         self.problem: str | None = None
         self._path = path
         self._lines = [line.encode() for line in lines]
         self._rate = rate
         self._clock = clock
+        self._index = index
+        self._replays = replays
         self._going = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="replay", daemon=True)
@@ -149,7 +154,9 @@ class Replay:
 
     def _append(self, file: BinaryIO, lines: Iterator[bytes], count: int) -> None:
         stamp = b"%d" % self._clock.now_ms()
-        batch = [b"%s %d %s" % (stamp, self.written.count + index, next(lines)) for index in range(count)]
+        first = self.written.count
+        numbers = (self._index + (first + more) * self._replays for more in range(count))
+        batch = [b"%s %d %s" % (stamp, number, next(lines)) for number in numbers]
         file.write(b"".join(line + b"\n" for line in batch))
         file.flush()
         for line in batch:

@@ -20,8 +20,11 @@ def tidelog(folder: Path, kafka: str, http: str) -> Child:
     return Child("tidelog", command, folder / "tidelog.log")
 
 
-def shipper(wanted: str | None, folder: Path, log_file: Path, topic: str, kafka: str) -> Child:
-    """The shipper ``wanted``; None is rsyslog with omkafka when this machine has it, else the bundled one.
+def shipper(
+    wanted: str | None, folder: Path, log_file: Path, topic: str, kafka: str, client_id: str = "demo-shipper"
+) -> Child:
+    """The shipper ``wanted``; None is rsyslog with omkafka when this machine has it, else the bundled one. ``kafka``
+    is one address or several with commas.
 
     :raises OSError: rsyslog is wanted, but is not here.
     """
@@ -30,9 +33,18 @@ def shipper(wanted: str | None, folder: Path, log_file: Path, topic: str, kafka:
         raise OSError("rsyslog with omkafka is not installed (Debian: rsyslog, rsyslog-kafka)")
     if binary is None:
         command = [sys.executable, "-m", "tidelog.shipper", str(log_file), "--topic", topic, "--bootstrap", kafka]
+        command += ["--client-id", client_id]
         return Child("bundled shipper (librdkafka)", command, folder / "shipper.log")
     configuration = folder / "rsyslog.conf"
-    configuration.write_text(_RSYSLOG.format(folder=folder, log_file=log_file, topic=topic, kafka=kafka))
+    configuration.write_text(
+        _RSYSLOG.format(
+            folder=folder,
+            log_file=log_file,
+            topic=topic,
+            brokers=", ".join(f'"{address}"' for address in kafka.split(",")),
+            client_id=client_id,
+        )
+    )
     command = [binary, "-n", "-f", str(configuration), "-i", str(folder / "rsyslogd.pid")]
     return Child("rsyslog (omkafka)", command, folder / "rsyslog.log")
 
@@ -50,8 +62,8 @@ module(load="omkafka")
 template(name="line" type="string" string="%msg%")
 input(type="imfile" file="{log_file}" tag="demo" ruleset="ship")
 ruleset(name="ship" queue.type="LinkedList" queue.size="200000" queue.dequeueBatchSize="2000") {{
-  action(type="omkafka" broker=["{kafka}"] topic="{topic}" template="line" partitions.auto="on"
-         confParam=["compression.codec=lz4", "linger.ms=20", "message.timeout.ms=60000"]
+  action(type="omkafka" broker=[{brokers}] topic="{topic}" template="line" partitions.auto="on"
+         confParam=["client.id={client_id}", "compression.codec=lz4", "linger.ms=20", "message.timeout.ms=60000"]
          topicConfParam=["request.required.acks=-1"]
          resubmitOnFailure="on" keepFailedMessages="on" failedMsgFile="{folder}/rsyslog-failed" closeTimeout="10000")
 }}

@@ -22,7 +22,7 @@ from tidelog.connecting import Cluster, CommandFailed
 from tidelog.demo.lines import LogLines, Replay, find_lines
 from tidelog.demo.processes import shipper, tidelog
 from tidelog.demo.screen import DONE, STARTING, Figures, Screen, mebibytes, milliseconds, open_screen
-from tidelog.demo.tail import GROUP, Latencies, Tail
+from tidelog.demo.tail import GROUP, Latencies, Tail, TailMember
 from tidelog.group import lag_records
 
 TOPIC = "logs"
@@ -96,7 +96,8 @@ class _Demo:
             self._shipper = shipper(wanted_shipper, folder, log_file, TOPIC, self._kafka)
         except OSError as error:
             raise DemoFailed(str(error)) from None
-        self._tail = Tail(self._kafka, TOPIC, MEMBERS, clock)
+        members = [TailMember(self._kafka, f"demo-tail-{index}") for index in range(MEMBERS)]
+        self._tail = Tail(members, TOPIC, clock)
         self._folder = folder
         self._rate = rate
         self._previous = (0.0, 0, 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
@@ -16,6 +18,7 @@ from tidelog.demo.lines import Tally
 GROUP = "demo-search"
 FETCH_RECORDS_MAX = 1_000
 POLL_SECONDS = 0.1
+LEAVE_SECONDS = 10.0
 _STEP = math.log(1.04)
 
 
@@ -40,10 +43,18 @@ class Latencies:
         return None
 
 
-class Tail:
-    """``members`` consumers of one group, a thread each. Lines must be those of :class:`tidelog.demo.lines.Replay`."""
+@dataclass(frozen=True, slots=True)
+class TailMember:
+    """One consumer of the group."""
 
-    def __init__(self, bootstrap: str, topic: str, members: int, clock: Clock) -> None:
+    bootstrap: str
+    client_id: str
+
+
+class Tail:
+    """Consumers of one group, a thread each. Lines must be those of :class:`tidelog.demo.lines.Replay`."""
+
+    def __init__(self, members: Sequence[TailMember], topic: str, clock: Clock) -> None:
         self.lines = Tally()
         """Distinct lines received."""
         self.duplicates = 0
@@ -52,14 +63,16 @@ class Tail:
         self._recent = Latencies()
         self._seen = bytearray()
         self._lock = threading.Lock()
-        self._bootstrap = bootstrap
+        self.received = [0] * len(members)
+        """Records each member was given, copies too."""
+        self._members = members
         self._topic = topic
         self._clock = clock
         self._stopping = threading.Event()
         self._assigned: dict[int, int] = {}
         self._threads = [
             threading.Thread(target=self._run, args=(index,), name=f"tail-{index}", daemon=True)
-            for index in range(members)
+            for index in range(len(members))
         ]
 
     def start(self) -> None:
@@ -69,6 +82,11 @@ class Tail:
     def partitions_assigned(self) -> int:
         """Partitions the members have together."""
         return sum(self._assigned.values())
+
+    def has_all(self, index: int, replays: int, count: int) -> bool:
+        """Whether the first ``count`` lines of one of several replays have been received."""
+        numbers = self._seen[index : index + count * replays : replays]
+        return numbers.count(1) == count
 
     def take_recent(self) -> Latencies:
         """The latencies since the last call."""
@@ -82,11 +100,18 @@ class Tail:
             self.latencies, self._recent = Latencies(), Latencies()
 
     def stop(self) -> None:
-        """Commit, leave the group, and end the threads. Idempotent."""
+        """Commit, leave the group, and end the threads. Idempotent.
+
+        librdkafka may wait for ever for a cluster that is gone: a thread that has not ended in time is a problem, and
+        ends with the process.
+        """
         self._stopping.set()
+        deadline = self._clock.monotonic() + LEAVE_SECONDS
         for thread in self._threads:
             if thread.is_alive():
-                thread.join()
+                thread.join(max(0.0, deadline - self._clock.monotonic()))
+            if thread.is_alive() and self.problem is None:
+                self.problem = f"{thread.name} did not leave its group within {LEAVE_SECONDS:g} s"
 
     def _run(self, index: int) -> None:
         try:
@@ -97,9 +122,9 @@ class Tail:
     def _consume(self, index: int) -> None:
         consumer = Consumer(
             client_config(
-                Cluster(self._bootstrap),
+                Cluster(self._members[index].bootstrap),
                 **{
-                    "client.id": f"demo-tail-{index}",
+                    "client.id": self._members[index].client_id,
                     "group.id": GROUP,
                     "auto.offset.reset": "earliest",
                     "auto.commit.interval.ms": 1_000,
@@ -120,6 +145,7 @@ class Tail:
                 messages = consumer.consume(FETCH_RECORDS_MAX, POLL_SECONDS)
                 if messages:
                     self._take(messages)
+                    self.received[index] += len(messages)
         finally:
             consumer.close()
 

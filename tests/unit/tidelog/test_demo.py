@@ -13,7 +13,7 @@ from tidelog.demo.lines import LINES_MIN, Replay, Tally, find_lines
 from tidelog.demo.processes import BUNDLED, RSYSLOG, shipper, tidelog
 from tidelog.demo.runner import parse_metrics
 from tidelog.demo.screen import DONE, SPARK_WIDTH, STARTING, Figures, as_line, mebibytes, open_screen, sparkline
-from tidelog.demo.tail import Latencies, Tail
+from tidelog.demo.tail import Latencies, Tail, TailMember
 
 FIGURES = Figures(
     phase="shipping",
@@ -108,7 +108,7 @@ def test_a_tally_does_not_depend_on_the_order_but_on_every_line() -> None:
 
 
 def test_the_tail_counts_distinct_lines_and_duplicates() -> None:
-    tail = Tail("127.0.0.1:1", "logs", 1, SystemClock())
+    tail = Tail([TailMember("127.0.0.1:1", "tail")], "logs", SystemClock())
     for number in (0, 2, 1, 2, 250_000):
         tail._take_line(b"1000 %d text" % number, 1_200)
     assert (tail.lines.count, tail.duplicates) == (4, 1)
@@ -118,7 +118,7 @@ def test_the_tail_counts_distinct_lines_and_duplicates() -> None:
 
 def test_a_tail_that_cannot_connect_says_so_instead_of_staying_silent() -> None:
     (port,) = free_ports(1)
-    tail = Tail(f"127.0.0.1:{port}", "logs", 1, SystemClock())
+    tail = Tail([TailMember(f"127.0.0.1:{port}", "tail")], "logs", SystemClock())
     tail.start()
     deadline = time.monotonic() + 10
     while tail.problem is None and time.monotonic() < deadline:
