@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 from storage.s3 import encode_crc32c
 from storage.s3_body import PIECE_BYTES, ChunkedBody, pieces
+from storage.s3_connection import moment_of
 from storage.s3_errors import advice, storage_error
 from storage.store import (
     ChecksumMismatch,
@@ -55,6 +57,16 @@ async def test_a_body_can_be_sent_twice() -> None:
     for _ in range(2):
         assert b"".join([piece async for piece in body]) == b"a" * 10 + b"b" * PIECE_BYTES
         body.seek(0)
+
+
+@pytest.mark.parametrize("text", ["2026-11-24T15:11:47Z", "2026-11-24T15:11:47.000Z", "Tue, 24 Nov 2026 15:11:47 GMT"])
+def test_moments_of_listings_and_of_headers(text: str) -> None:
+    assert moment_of(text) == datetime(2026, 11, 24, 15, 11, 47, tzinfo=UTC)
+
+
+def test_what_is_no_moment() -> None:
+    with pytest.raises(ValueError):
+        moment_of("yesterday")
 
 
 def test_checksums_are_written_as_s3_does() -> None:
