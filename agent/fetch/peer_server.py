@@ -20,6 +20,9 @@ from storage.store import StorageError
 
 REQUESTS_MAX = 64
 """Answered at a time; one more is told that this agent is busy, and its sender reads the object store."""
+ANSWER_SECONDS = 10.0
+"""An answer that takes longer is given up and its connection broken: nobody waits for it (``peers.STORE_SECONDS``), and
+a peer that froze while it was read would hold its place among :data:`REQUESTS_MAX`, and its bytes, for ever."""
 PURPOSE = "response"
 
 
@@ -50,10 +53,27 @@ class PeerServer:
         if self._under_way >= REQUESTS_MAX:
             return web.Response(status=503, text=f"{REQUESTS_MAX} peer reads are under way already")
         self._under_way += 1
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await self._answer(request, ranges)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response(status=503, text=f"the answer took longer than {ANSWER_SECONDS} s")
+        finally:
+            self._under_way -= 1
+
+    async def _answer(self, request: web.Request, ranges: tuple[PeerRange, ...]) -> web.StreamResponse:
         pins: list[Entry[bytes]] = []
         held_bytes = 0
         try:
-            found = await asyncio.gather(*(self._find(each, pins) for each in ranges))
+            # All of them end before anything is raised: what one pins after the others were given up stays pinned.
+            outcomes = await asyncio.gather(*(self._find(each, pins) for each in ranges), return_exceptions=True)
+            found: list[list[memoryview] | None] = []
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                found.append(outcome)
             lengths = [
                 MISSING if views is None or sum(map(len, views)) != each.length else each.length
                 for each, views in zip(ranges, found, strict=True)
@@ -71,7 +91,6 @@ class PeerServer:
             await response.write_eof()
             return response
         finally:
-            self._under_way -= 1
             self._budget.give(PURPOSE, held_bytes)
             for entry in pins:
                 entry.unpin()
@@ -94,6 +113,11 @@ class PeerServer:
                 entry = await self._blocks.read(wanted.segment_key, index, wanted.hot)
             except StorageError:
                 return None  # the asker meets the same error, and knows what to do about it
-            pins.append(entry)
-            views.append(memoryview(entry.value)[max(begin - index * size, 0) : end - index * size])
+            view = memoryview(entry.value)[max(begin - index * size, 0) : end - index * size]
+            if 2 * len(view) < len(entry.value):  # a few bytes of each of 512 blocks must not pin 512 blocks
+                view = memoryview(bytes(view))
+                entry.unpin()
+            else:
+                pins.append(entry)
+            views.append(view)
         return views

@@ -15,6 +15,8 @@ RANGES_MAX = 512
 """In one request."""
 BYTES_MAX = 32 * 1024 * 1024
 """In one request; whoever wants more asks more than once."""
+POSITION_MAX = 2**62
+"""No object is that long, and file systems know no position above it."""
 MISSING = -1
 
 
@@ -48,8 +50,8 @@ def decode_read(body: bytes) -> tuple[PeerRange, ...]:
         raise ValueError(f"not a peer read: {error}") from None
     if len(ranges) > RANGES_MAX:
         raise ValueError(f"{len(ranges)} ranges, at most {RANGES_MAX}")
-    if any(each.start < 0 or each.length < 1 for each in ranges):
-        raise ValueError("a range begins before 0 or is empty")
+    if any(not 0 <= each.start <= POSITION_MAX or each.length < 1 for each in ranges):
+        raise ValueError(f"a range does not begin between 0 and {POSITION_MAX}, or is empty")
     if sum(each.length for each in ranges) > BYTES_MAX:
         raise ValueError(f"more than {BYTES_MAX} bytes in one request")
     return ranges

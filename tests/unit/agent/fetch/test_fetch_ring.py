@@ -10,8 +10,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer, unused_port
 
+from agent.fetch import peer_server
 from agent.fetch.answer import FetchLimits, PartitionFetch
 from agent.fetch.peer_wire import PATH, PeerRange, decode_answer, decode_read, encode_lengths, encode_read
+from agent.fetch.pool import Entry
 from agent.fetch.ring import Ring
 from metadata.agent_model import AgentCondition, AgentInfo
 from metadata.model import Extent
@@ -242,12 +244,66 @@ async def test_a_peer_without_the_secret_gets_nothing(zones: Callable[[str], Zon
         assert response.status == 200
 
 
+async def test_peers_that_take_nothing_do_not_hold_their_places_for_ever(
+    zones: Callable[[str], Zones], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_server, "ANSWER_SECONDS", 0.5)
+    cluster = zones("ab")
+    await cluster.start()
+    extent = max(await cluster.write(size=200_000, count=4), key=lambda each: each.byte_length)
+    budget = cluster.world.budget
+    held_bytes = budget.by_purpose[peer_server.PURPOSE]
+    body = encode_read((PeerRange(extent.segment_key, extent.byte_position, extent.byte_length, True, False),) * 12)
+    request = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    server = cluster.servers[0]
+    writers = []
+    for _ in range(peer_server.REQUESTS_MAX):
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
+        writer.write(request)
+        writers.append(writer)
+    async with TestClient(server) as client:
+        statuses = [await ask_one_byte(client, extent)]
+        deadline = asyncio.get_running_loop().time() + 10
+        while statuses[-1] != 200 and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.05)
+            statuses.append(await ask_one_byte(client, extent))
+    assert statuses[0] == 503, "every place is taken"
+    assert statuses[-1] == 200, "and given up in the end"
+    while budget.by_purpose[peer_server.PURPOSE] > held_bytes:
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.05)
+    for writer in writers:
+        writer.transport.abort()
+
+
+async def ask_one_byte(client: TestClient, extent: Extent) -> int:  # type: ignore[type-arg]
+    wanted = (PeerRange(extent.segment_key, 0, 1, True, True),)
+    async with client.post(PATH, data=encode_read(wanted)) as response:
+        await response.read()
+        return response.status
+
+
+async def test_a_few_bytes_of_a_block_do_not_pin_it_for_a_peer(zones: Callable[[str], Zones]) -> None:
+    cluster = zones("ab")
+    await cluster.start()
+    extents = await cluster.write(size=100_000)
+    server = cluster.fetchers[1].peer_server
+    pins: list[Entry[bytes]] = []
+    views = await server._find(PeerRange(extents[0].segment_key, 0, 10, True, False), pins)
+    assert views is not None and sum(map(len, views)) == 10 and pins == []
+    whole = extents[-1].byte_position + extents[-1].byte_length
+    views = await server._find(PeerRange(extents[0].segment_key, 0, min(whole, MIB), True, False), pins)
+    assert views is not None and len(pins) == 1, "most of a block is not copied"
+    pins[0].unpin()
+
+
 def test_requests_and_answers_are_what_they_say() -> None:
     ranges = (PeerRange("a", 0, 3, True, True), PeerRange("b", 5, 2, False, False))
     assert decode_read(encode_read(ranges)) == ranges
     found = decode_answer(ranges, encode_lengths([3, -1]) + b"xyz")
     assert found[1] is None and found[0] is not None and bytes(found[0]) == b"xyz"
-    for wrong in ((PeerRange("a", -1, 3, True, True),), (PeerRange("a", 0, 0, True, True),)):
+    for start, length in ((-1, 3), (0, 0), (2**63 - 1, 3), (2**64 - 1, 3)):
+        wrong = (PeerRange("a", start, length, True, True),)
         with pytest.raises(ValueError):
             decode_read(encode_read(wrong))
     with pytest.raises(ValueError, match="bytes in one request"):
