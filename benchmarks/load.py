@@ -10,6 +10,7 @@ import asyncio
 import json
 import resource
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -85,8 +86,8 @@ class Pipeline(asyncio.BufferedProtocol):
             self.done.set_exception(ConnectionError(f"the server closed the connection: {error!r}"))
 
 
-async def ask(host: str, port: int, frame: bytes) -> bytes:
-    reader, writer = await asyncio.open_connection(host, port, limit=1 << 26)
+async def ask(host: str, port: int, frame: bytes, tls: ssl.SSLContext | None = None) -> bytes:
+    reader, writer = await asyncio.open_connection(host, port, limit=1 << 26, ssl=tls)
     writer.write(frame)
     (length,) = struct.unpack(">i", await reader.readexactly(4))
     answer = await reader.readexactly(length)
@@ -94,13 +95,13 @@ async def ask(host: str, port: int, frame: bytes) -> bytes:
     return answer
 
 
-async def create_topics(host: str, port: int, topics: list[str]) -> None:
+async def create_topics(host: str, port: int, topics: list[str], tls: ssl.SSLContext | None = None) -> None:
     for _ in range(60):
-        answer = await ask(host, port, metadata_request(topics))
-        later = await ask(host, port, metadata_request(topics))
+        answer = await ask(host, port, metadata_request(topics), tls)
+        later = await ask(host, port, metadata_request(topics), tls)
         if len(later) == len(answer) and all(t.encode() in later for t in topics):
             await asyncio.sleep(1.0)
-            if await ask(host, port, metadata_request(topics)) == later:
+            if await ask(host, port, metadata_request(topics), tls) == later:
                 return
         await asyncio.sleep(0.5)
     raise SystemExit("the topics were not ready within 60 tries")
@@ -108,8 +109,9 @@ async def create_topics(host: str, port: int, topics: list[str]) -> None:
 
 async def produce(args: argparse.Namespace) -> dict[str, object]:
     now_ms = int(time.time() * 1000)
+    tls = None if args.tls_ca is None else ssl.create_default_context(cafile=args.tls_ca)
     if not args.no_create:
-        await create_topics(args.host, args.port, [args.topic])
+        await create_topics(args.host, args.port, [args.topic], tls)
     batch = record_batch(args.records, args.value_bytes, now_ms)
     loop = asyncio.get_running_loop()
     pipelines = []
@@ -117,7 +119,10 @@ async def produce(args: argparse.Namespace) -> dict[str, object]:
         partitions = range(args.partitions) if args.partitions_per_request > 1 else [index % args.partitions]
         frame = produce_request(args.topic, dict.fromkeys(list(partitions)[: args.partitions_per_request], batch))
         _, pipeline = await loop.create_connection(
-            lambda frame=frame: Pipeline(frame, args.window, not args.sink, args.requests), args.host, args.port
+            lambda frame=frame: Pipeline(frame, args.window, not args.sink, args.requests),
+            args.host,
+            args.port,
+            ssl=tls,
         )
         pipelines.append(pipeline)
     await asyncio.sleep(args.warmup)
@@ -311,6 +316,7 @@ def main() -> None:
             command.add_argument("--requests", type=int, default=0, help="send so many a connection, then end")
             command.add_argument("--sink", action="store_true", help="the server answers nothing but a header")
             command.add_argument("--no-create", action="store_true")
+            command.add_argument("--tls-ca", help="speak TLS to a server that this file's authority has signed")
         if name == "latency":
             command.add_argument("--records", type=int, default=100)
             command.add_argument("--value-bytes", type=int, default=1010)
