@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from metadata.rpc.client import RemoteMetadata
 from metadata.rpc.metrics import RpcClientMetrics
 from runtime.clock import Clock
-from runtime.settings import Settings, SettingsError
+from runtime.settings import Settings, SettingsError, without_password
 from tidelog.app import AgentProcess
 from tidelog.parts import ProcessParts
 from tidelog.serve import run_process
@@ -33,7 +33,8 @@ def metadata_addresses(settings: Settings) -> list[str]:
     addresses = [part.strip().rstrip("/") for part in settings.metadata.split(",") if part.strip()]
     if not addresses or not all(_is_address(address) for address in addresses):
         raise SettingsError(
-            f"metadata = {settings.metadata!r}: not http://host:port of the metadata processes, separated by commas"
+            f"metadata = {without_password(settings.metadata)!r}: not http://host:port of the metadata processes,"
+            " separated by commas"
         )
     return addresses
 

@@ -87,7 +87,7 @@ def up(
         Path | None, typer.Option(metavar="DIR", help="Folder for everything kept here. [default: tidelog-data]")
     ] = None,
     storage: Storage = None,
-    metadata: Annotated[str | None, typer.Option(metavar="URL", help="sqlite:///file")] = None,
+    metadata: Annotated[str | None, typer.Option(metavar="URL", help="sqlite:///file or postgresql://...")] = None,
     config: Config = None,
     more: More = None,
 ) -> None:

@@ -32,7 +32,7 @@ ROLL_BACK_SECONDS = 1.0
 RENEW_SECONDS = 2.0
 LEASE_SURE = 3 / 4
 """Of the lease: so long after a renewal a leader may still be sure of itself."""
-READ_SECONDS = 10.0
+READ_SECONDS = 5.0
 READERS = 4
 PURGE_ROWS = 1_000
 """Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
@@ -114,8 +114,7 @@ class PostgresMetadataStore:
             except BaseException:
                 if self._keeper is not None:
                     self._keeper.terminate()
-                over = self._clock.monotonic() - self._renewed_at >= self._lease_ms / 1000 * LEASE_SURE
-                if over and self._connection is not None:
+                if self._lease_over() and self._connection is not None:
                     self._connection.terminate()
                 raise
 
@@ -138,7 +137,7 @@ class PostgresMetadataStore:
             return await self._load(connection)
 
     async def write(self, changes: Sequence[Change]) -> None:
-        async with self._writing("written") as connection:
+        async with self._writing("written", within_lease=True) as connection:
             if self._writer is None:
                 raise StoreUnavailable(f"{self._server.name} must be reloaded after a failed write")
             writer, self._writer = self._writer, None
@@ -192,6 +191,9 @@ class PostgresMetadataStore:
             raise leadership.deposed(self._generation)
         return self._generation
 
+    def _lease_over(self) -> bool:
+        return self._clock.monotonic() - self._renewed_at >= self._lease_ms / 1000 * LEASE_SURE
+
     def _forget_leading(self) -> None:
         for connection in (self._connection, self._keeper):
             if connection is not None:
@@ -200,11 +202,17 @@ class PostgresMetadataStore:
         self._deposed = False
 
     @asynccontextmanager
-    async def _writing(self, verb: str) -> AsyncIterator[Connection]:
-        """The writer's connection, with the lock, for one caller at a time."""
+    async def _writing(self, verb: str, within_lease: bool = False) -> AsyncIterator[Connection]:
+        """The writer's connection, with the lock, for one caller at a time.
+
+        ``within_lease``: where it was lost, and the lease is over, another is not waited for.
+        """
         async with self._turn:
             with self._server.explained(verb):
                 try:
+                    self._leading()
+                    if within_lease and not self.sure() and self._lease_over():
+                        raise StoreUnavailable(f"{self._server.name} was lost, and the lease is over")
                     yield await self._regained()
                 except BaseException as error:
                     self._deposed = self._deposed or isinstance(error, Deposed)
@@ -286,7 +294,7 @@ class PostgresMetadataStore:
         more = True
         try:
             while more:
-                async with self._writing("purged") as connection:
+                async with self._writing("purged", within_lease=True) as connection:
                     more = self._writer is not None and await purge(connection, self._leading(), PURGE_ROWS)
         except (StoreUnavailable, ValueError) as error:
             _log.warning("metadata_purge_failed", error=str(error))

@@ -1,11 +1,15 @@
 """The one statement that adds the rows of a usual write to PostgreSQL, and the rows that are collected for it.
 
-It is a transaction of its own: one round trip for the rows, the check of the generation and the commit.
+It is a transaction of its own: one round trip for the rows, the check of the generation and the commit. Columns travel
+as arrays, those of numbers as text: the driver takes five times as long for each number in binary, and with both ends
+counted this is as fast as COPY, which needs three more round trips and replaces nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import msgspec
 
 Row = tuple[int | str | bytes, ...]
 
@@ -44,6 +48,7 @@ _TABLES: tuple[tuple[str, str, str], ...] = (
         "(name) DO UPDATE SET value = greatest(counters.value, excluded.value)",
     ),
 )
+_NUMBERS = "text::bigint"
 LEADS = "SELECT FROM leader WHERE generation = {generation} FOR SHARE"
 """One row if ``generation`` leads, and then it does so until the transaction ends; none if another does."""
 
@@ -60,7 +65,9 @@ def _bulk_statement() -> str:
     for table, declared, conflict in _TABLES:
         columns = [column.split() for column in declared.split(", ")]
         names = ", ".join(name for name, _ in columns)
-        arrays = ", ".join(f"${number + index}::{kind}[]" for index, (_, kind) in enumerate(columns))
+        arrays = ", ".join(
+            f"${number + index}::{_NUMBERS if kind == 'bigint' else kind}[]" for index, (_, kind) in enumerate(columns)
+        )
         number += len(columns)
         parts.append(
             f"new_{table} AS (INSERT INTO {table} ({names})"
@@ -71,7 +78,8 @@ def _bulk_statement() -> str:
 
 
 BULK = _bulk_statement()
-_WIDTHS = [len(declared.split(", ")) for _, declared, _ in _TABLES]
+_KINDS = [[column.split()[1] for column in declared.split(", ")] for _, declared, _ in _TABLES]
+_encode = msgspec.json.Encoder().encode
 
 
 class Bulk:
@@ -102,7 +110,7 @@ class Bulk:
         if kept is None or value > kept[1]:  # type: ignore[operator]  # rows are of many types, this one is a number
             self.counters[name] = (name, value)
 
-    def columns(self) -> list[Sequence[object]]:
+    def columns(self) -> list[object]:
         """Columns, as :data:`BULK` wants them after the generation; empty when there is nothing to do."""
         tables: list[Sequence[Row]] = [
             self.segments,
@@ -115,7 +123,15 @@ class Bulk:
         ]
         if not self.settled and not any(tables):
             return []
-        columns: list[Sequence[object]] = [list(self.settled), list(self.settled.values())]
-        for rows, width in zip(tables, _WIDTHS, strict=True):
-            columns.extend(zip(*rows, strict=True) if rows else [()] * width)
+        columns: list[object] = [list(self.settled), list(self.settled.values())]
+        for rows, kinds in zip(tables, _KINDS, strict=True):
+            transposed: Sequence[tuple[object, ...]] = list(zip(*rows, strict=True)) or [()] * len(kinds)
+            columns += [
+                _numbers(column) if kind == "bigint" else column for kind, column in zip(kinds, transposed, strict=True)
+            ]
         return columns
+
+
+def _numbers(column: tuple[object, ...]) -> str:
+    """PostgreSQL's text for an array of numbers."""
+    return "{" + _encode(column)[1:-1].decode() + "}"

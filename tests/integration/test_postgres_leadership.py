@@ -287,7 +287,7 @@ async def test_a_long_write_does_not_keep_the_leader_from_renewing(postgres: Pos
 async def test_a_lost_session_is_regained_and_writing_goes_on(postgres: PostgresServer, url: str) -> None:
     database = url.rpartition("/")[2]
     end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE '%{}%' AND datname = '{}'"
-    async with leading(url) as store:
+    async with leading(url, lease_ms=10_000) as store:
         await store.write([CounterSaved("node_id", 1)])
         postgres.execute(end.format("writer", database))
         await until(lambda: not store.sure())
@@ -319,6 +319,38 @@ async def test_a_session_lost_in_a_write_is_regained_by_a_reload(postgres: Postg
         assert (await store.reload()).counters == {}, "the server's side of it was ended first"
         assert time.monotonic() - began < 2
     assert counters(postgres, url) == {}
+
+
+async def test_a_lost_session_that_the_server_still_has_is_ended_before_the_state_is_read(
+    postgres: PostgresServer, url: str, link: Link
+) -> None:
+    """Its commit may be on its way: what it wrote must be decided, one way or the other, when the snapshot is taken."""
+    async with leading(through(link, postgres, url)) as store, holding(postgres, url, "counters"):
+        write = asyncio.create_task(store.write([CounterSaved("node_id", 9)]))
+        await writing_to(postgres, url)
+        link.blackhole()  # the server does not hear that the connection is gone
+        assert store._connection is not None
+        store._connection.terminate()
+        with pytest.raises(StoreUnavailable):
+            await write
+        store._server = store_on(url)._server
+        began = time.monotonic()
+        assert (await store.reload()).counters == {}
+        assert time.monotonic() - began < 2
+    assert counters(postgres, url) == {}
+
+
+@pytest.mark.parametrize("raised", ["leader", "renewals"])
+async def test_a_renewal_finds_out_that_another_leads(postgres: PostgresServer, url: str, raised: str) -> None:
+    async with leading(url) as store:
+        await store.renew()
+        postgres.execute(f"UPDATE {raised} SET generation = generation + 1", url.rpartition("/")[2])
+        if raised == "leader":  # it is compared when the lock is taken again
+            assert store._connection is not None
+            store._connection.terminate()
+        with pytest.raises(Deposed):
+            await store.renew()
+        assert not store.sure()
 
 
 async def test_a_restart_of_postgresql_under_the_leader() -> None:
@@ -405,7 +437,7 @@ async def test_a_leader_that_is_cut_off_is_replaced_and_learns_of_it(
 async def test_connections_that_are_reset_cost_one_write_at_most(
     postgres: PostgresServer, url: str, link: Link
 ) -> None:
-    async with leading(through(link, postgres, url)) as store:
+    async with leading(through(link, postgres, url), lease_ms=10_000) as store:
         for number in range(1, 6):
             link.break_connections()
             try:
