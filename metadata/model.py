@@ -109,7 +109,7 @@ class BatchDraft(msgspec.Struct, frozen=True, array_like=True, gc=False):
     base_sequence: int = -1
 
 
-class ExtentDraft(msgspec.Struct, frozen=True, array_like=True):
+class ExtentDraft(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run of batches of one partition in a segment, from ``byte_position`` on."""
 
     topic_id: TopicId
@@ -118,7 +118,7 @@ class ExtentDraft(msgspec.Struct, frozen=True, array_like=True):
     batches: tuple[BatchDraft, ...]
 
 
-class SegmentCommit(msgspec.Struct, frozen=True, array_like=True):
+class SegmentCommit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Make a durable object's batches visible. Keyed by (agent epoch, ``sequence``): repeating it returns
     the first answer. Sequences of an epoch are committed in order, without gaps being required."""
 
@@ -141,14 +141,14 @@ class BatchCommitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     refusal: Refusal | None = None
 
 
-class SegmentCommitted(msgspec.Struct, frozen=True, array_like=True):
+class SegmentCommitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Answer to :class:`SegmentCommit`: one row per extent draft, one entry per batch, in the same order."""
 
     sequence: int
     extents: tuple[tuple[BatchCommitted, ...], ...]
 
 
-class Extent(msgspec.Struct, frozen=True, array_like=True):
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run of batches of one partition inside a segment, with its offsets. ``last_offset`` is inclusive.
 
     The stored batches still carry base offset 0; the reader assigns offsets by walking the run from
@@ -166,7 +166,7 @@ class Extent(msgspec.Struct, frozen=True, array_like=True):
     commit_ms: int
 
 
-class ExtentsQuery(msgspec.Struct, frozen=True, array_like=True):
+class ExtentsQuery(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Extents of a partition from the one that holds ``offset`` on, until they sum to ``byte_max`` or more
     (at least one if there is one, at most EXTENTS_FOUND_MAX)."""
 
@@ -176,7 +176,7 @@ class ExtentsQuery(msgspec.Struct, frozen=True, array_like=True):
     byte_max: int
 
 
-class ExtentsFound(msgspec.Struct, frozen=True, array_like=True):
+class ExtentsFound(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """``refusal`` is UNKNOWN_TOPIC_ID or OFFSET_OUT_OF_RANGE (below the log start or above the high watermark)."""
 
     high_watermark: int

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from metadata.model import (
     BatchCommitted,
+    BatchDraft,
     Extent,
     ExtentDraft,
     Refusal,
@@ -84,6 +85,7 @@ def commit_extent(
         outcome.refused += len(draft.batches)
         return (BatchCommitted(-1, -1, False, refusal),) * len(draft.batches)
     partition = topic.partitions[draft.partition]
+    topic_id, number, segment_key = draft.topic_id, draft.partition, commit.segment_key
     log_start_offset = partition.log_start_offset
     answers: list[BatchCommitted] = []
     run_base = offset = partition.high_watermark
@@ -91,26 +93,25 @@ def commit_extent(
     run_timestamp = -1
 
     for batch in draft.batches:
-        producer_id = batch.producer_id
         # Clients without idempotence send id -1 with any sequence (aiokafka, kafkajs: 0): it means nothing.
-        if producer_id >= 0:
-            producer = partition.producers.get(producer_id)
-            verdict: int | Refusal | None
-            if producer is None and batch.base_sequence != 0 and producer_id >= partition.producer_id_floor:
-                # Something of it came before this, and failed or is still to come: it may not be overtaken.
-                known = producer_id < producer_ids_granted
-                verdict = Refusal.OUT_OF_ORDER_SEQUENCE if known else Refusal.UNKNOWN_PRODUCER_ID
-            else:
-                if producer is None:
-                    producer = ProducerState(partition, producer_id, batch.producer_epoch)
-                    partition.producers[producer_id] = producer
-                verdict = producer.offer(batch.producer_epoch, batch.base_sequence, batch.record_count, offset)
-                if verdict is None:
-                    touched[producer] = None
+        if batch.producer_id >= 0:
+            verdict = _offer(partition, batch, offset, producer_ids_granted, touched)
             if verdict is not None:
                 if offset > run_base:
-                    run = (run_base, offset - 1, run_position, position - run_position, run_timestamp)
-                    outcome.extents.append(_extent(partition, commit.segment_key, run, now_ms))
+                    length = position - run_position
+                    outcome.extents.append(
+                        Extent(
+                            topic_id,
+                            number,
+                            run_base,
+                            offset - 1,
+                            segment_key,
+                            run_position,
+                            length,
+                            run_timestamp,
+                            now_ms,
+                        )
+                    )
                 if isinstance(verdict, Refusal):
                     answers.append(BatchCommitted(-1, log_start_offset, False, verdict))
                     outcome.refused += 1
@@ -126,24 +127,33 @@ def commit_extent(
         if batch.max_timestamp_ms > run_timestamp:
             run_timestamp = batch.max_timestamp_ms
     if offset > run_base:
-        run = (run_base, offset - 1, run_position, position - run_position, run_timestamp)
-        outcome.extents.append(_extent(partition, commit.segment_key, run, now_ms))
+        length = position - run_position
+        outcome.extents.append(
+            Extent(topic_id, number, run_base, offset - 1, segment_key, run_position, length, run_timestamp, now_ms)
+        )
     outcome.batches += len(answers)
     partition.high_watermark = offset
     return tuple(answers)
 
 
-def _extent(partition: PartitionState, segment_key: str, run: tuple[int, int, int, int, int], now_ms: int) -> Extent:
-    """``run``: base offset, last offset, byte position, byte length, max timestamp."""
-    base_offset, last_offset, position, length, max_timestamp_ms = run
-    return Extent(
-        partition.topic_id,
-        partition.partition,
-        base_offset,
-        last_offset,
-        segment_key,
-        position,
-        length,
-        max_timestamp_ms,
-        now_ms,
-    )
+def _offer(
+    partition: PartitionState,
+    batch: BatchDraft,
+    base_offset: int,
+    producer_ids_granted: int,
+    touched: dict[ProducerState, None],
+) -> int | Refusal | None:
+    """The verdict on a batch of an idempotent producer, as :meth:`ProducerState.offer` gives it."""
+    producer_id = batch.producer_id
+    producer = partition.producers.get(producer_id)
+    if producer is None:
+        if batch.base_sequence != 0 and producer_id >= partition.producer_id_floor:
+            # Something of it came before this, and failed or is still to come: it may not be overtaken.
+            known = producer_id < producer_ids_granted
+            return Refusal.OUT_OF_ORDER_SEQUENCE if known else Refusal.UNKNOWN_PRODUCER_ID
+        producer = ProducerState(partition, producer_id, batch.producer_epoch)
+        partition.producers[producer_id] = producer
+    verdict = producer.offer(batch.producer_epoch, batch.base_sequence, batch.record_count, base_offset)
+    if verdict is None:
+        touched[producer] = None
+    return verdict

@@ -65,7 +65,7 @@ class ProducerState:
         if epoch == self.epoch:
             if key in keys:
                 return self.base_offsets[keys.index(key)]
-            if keys and first != ((keys[-1] & _SEQUENCE_MASK) + 1) & _SEQUENCE_MASK:
+            if keys and first != (keys[-1] + 1) & _SEQUENCE_MASK:
                 return Refusal.OUT_OF_ORDER_SEQUENCE
         elif epoch < self.epoch:
             return Refusal.INVALID_PRODUCER_EPOCH
@@ -82,16 +82,12 @@ class ProducerState:
         return None
 
     def encode(self) -> bytes:
-        """The state as MessagePack, for the store."""
-        return _encode(
-            ProducerRecord(
-                self.epoch,
-                tuple(
-                    (key >> _FIRST_SHIFT, key & _SEQUENCE_MASK, base_offset)
-                    for key, base_offset in zip(self.keys, self.base_offsets, strict=True)
-                ),
-            )
-        )
+        """The state as the MessagePack of a :class:`ProducerRecord`, for the store."""
+        batches = [
+            (key >> _FIRST_SHIFT, key & _SEQUENCE_MASK, base_offset)
+            for key, base_offset in zip(self.keys, self.base_offsets, strict=True)
+        ]
+        return _encode((self.epoch, batches))
 
     @classmethod
     def decode(cls, partition: PartitionState, producer_id: int, record: bytes, updated_ms: int) -> ProducerState:

@@ -225,8 +225,10 @@ class MetadataService:
     def _committed(self, outcome: CommitOutcome) -> None:
         accepted = outcome.batches - outcome.duplicates - outcome.refused
         self._metrics.batches_committed.inc(accepted)
-        self._metrics.batches_duplicate.inc(outcome.duplicates)
-        self._metrics.batches_refused.inc(outcome.refused)
+        if outcome.duplicates:
+            self._metrics.batches_duplicate.inc(outcome.duplicates)
+        if outcome.refused:
+            self._metrics.batches_refused.inc(outcome.refused)
         if outcome.extents:
             self._visible.add_extents(outcome.extents)
             self._listeners.tell(lambda listener: listener.extents_committed(outcome.extents))
@@ -353,7 +355,7 @@ class MetadataService:
 
     def _decided_topic(self, topic_id: TopicId) -> Topic | None:
         """As the commands see it: without topics whose deletion was decided but is not durable yet."""
-        decided = self._state.topics.get(topic_id)
+        decided = self._state.topics.by_id.get(topic_id)
         return None if decided is None else decided.topic
 
     def _topic_saved(self, topic: Topic) -> None:

@@ -211,6 +211,7 @@ class State:
         self._check(agent, commits)
         outcome = CommitOutcome()
         touched: dict[ProducerState, None] = {}
+        topic_of = self.topics.by_id.get
         for commit in commits:
             known = agent.answers.get(commit.sequence)
             if known is not None:
@@ -220,7 +221,7 @@ class State:
             rows = tuple(
                 [
                     commit_extent(
-                        self.topics.get(draft.topic_id),
+                        topic_of(draft.topic_id),
                         commit,
                         draft,
                         now_ms,

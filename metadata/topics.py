@@ -26,7 +26,7 @@ class Topics:
 
     def __init__(self, topics: Iterable[Topic], partitions: Iterable[PartitionRow], counters: Counters) -> None:
         self.partition_count = 0
-        self._topics: dict[TopicId, TopicState] = {}
+        self.by_id: dict[TopicId, TopicState] = {}
         self._by_name: dict[str, Topic] = {}
         self._by_metric_name: dict[str, str] = {}
         self._counters = counters
@@ -39,12 +39,9 @@ class Topics:
             partition.high_watermark = row.high_watermark
             partition.producer_id_floor = row.producer_id_floor
 
-    def get(self, topic_id: TopicId) -> TopicState | None:
-        return self._topics.get(topic_id)
-
     def partition(self, topic_id: TopicId, partition: int) -> PartitionState:
         """One that exists."""
-        return self._topics[topic_id].partitions[partition]
+        return self.by_id[topic_id].partitions[partition]
 
     def create(
         self,
@@ -88,7 +85,7 @@ class Topics:
     def delete(self, topic_id: TopicId, producer_ids_granted: int, changes: list[Change]) -> None:
         """``producer_ids_granted``: the next one to be granted. :raises Refused: UNKNOWN_TOPIC_ID."""
         self._existing(topic_id)
-        state = self._topics.pop(topic_id)
+        state = self.by_id.pop(topic_id)
         del self._by_name[state.topic.name]
         del self._by_metric_name[state.topic.name.replace(".", "_")]
         self.partition_count -= len(state.partitions)
@@ -122,14 +119,14 @@ class Topics:
         return dict(self._existing(topic_id).topic.configs)
 
     def _existing(self, topic_id: TopicId) -> TopicState:
-        state = self._topics.get(topic_id)
+        state = self.by_id.get(topic_id)
         if state is None:
             raise Refused(Refusal.UNKNOWN_TOPIC_ID, "This server does not host this topic ID.")
         return state
 
     def _index(self, state: TopicState) -> None:
         topic = state.topic
-        self._topics[topic.topic_id] = state
+        self.by_id[topic.topic_id] = state
         self._by_name[topic.name] = topic
         self._by_metric_name[topic.name.replace(".", "_")] = topic.name
         self.partition_count += len(state.partitions)

@@ -100,9 +100,10 @@ class VisibleIndex:
         """Extents that became durable, in commit order; those of a topic deleted meanwhile are left out."""
         order = self._order
         for extent in extents:
-            partition = self.partition(extent.topic_id, extent.partition)
-            if partition is None:
+            partitions = self._partitions.get(extent.topic_id)
+            if partitions is None:
                 continue
+            partition = partitions[extent.partition]
             assert extent.base_offset == partition.high_watermark, "extents become visible densely, in order"
             partition.newest.append(extent)
             partition.high_watermark = extent.last_offset + 1

@@ -30,7 +30,7 @@ class TopicDropped(msgspec.Struct, frozen=True, tag=True):
     topic_id: TopicId
 
 
-class ExtentsAdded(msgspec.Struct, frozen=True, tag=True):
+class ExtentsAdded(msgspec.Struct, frozen=True, tag=True, gc=False):
     """New extents in offset order per partition; the partition's high watermark and max timestamp move with them.
 
     Their segments were added by a :class:`SegmentAdded` earlier in the same write.
@@ -39,7 +39,7 @@ class ExtentsAdded(msgspec.Struct, frozen=True, tag=True):
     extents: tuple[Extent, ...]
 
 
-class SegmentAdded(msgspec.Struct, frozen=True, tag=True):
+class SegmentAdded(msgspec.Struct, frozen=True, tag=True, gc=False):
     """An object that was committed, even when no extent references it (all its batches were duplicates)."""
 
     agent_epoch: int
@@ -58,7 +58,7 @@ class AnswersSettled(msgspec.Struct, frozen=True, tag=True):
     sequence: int
 
 
-class ProducerSaved(msgspec.Struct, frozen=True, tag=True):
+class ProducerSaved(msgspec.Struct, frozen=True, tag=True, gc=False):
     """Idempotence state of one producer on one partition, replaced whole."""
 
     topic_id: TopicId

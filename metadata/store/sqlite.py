@@ -38,12 +38,16 @@ _NEXT_GENERATION = (
     "INSERT INTO meta VALUES ('generation', '1')"
     " ON CONFLICT (name) DO UPDATE SET value = CAST(CAST(value AS INTEGER) + 1 AS TEXT) RETURNING value"
 )
+WAL_BYTES = 64 * 1024 * 1024
+"""The write-ahead log is copied into the database at this size: pages that every commit changes are copied once for
+many. SQLite's own 4 MiB is one commit of a busy cluster."""
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = FULL",
     "PRAGMA cache_size = -32768",
     "PRAGMA temp_store = MEMORY",
-    "PRAGMA journal_size_limit = 67108864",
+    f"PRAGMA journal_size_limit = {WAL_BYTES}",
+    f"PRAGMA wal_autocheckpoint = {WAL_BYTES // 4096}",
 )
 
 

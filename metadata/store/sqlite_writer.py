@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
-from itertools import chain
 
 import msgspec
 
@@ -50,23 +49,25 @@ class _Partition:
 
 
 class _Bulk:
-    """Rows collected for one table."""
+    """Rows collected for one table: ``add`` takes their values one row after the other."""
 
     def __init__(self, insert: str, column_count: int) -> None:
-        self._statements = {
-            size: f"{insert} VALUES " + ", ".join([f"({', '.join('?' * column_count)})"] * size)
+        self._statements = [
+            (size * column_count, f"{insert} VALUES " + ", ".join([f"({', '.join('?' * column_count)})"] * size))
             for size in ROWS_PER_STATEMENT
-        }
-        self.rows: list[tuple[int | str | bytes, ...]] = []
+        ]
+        self._values: list[int | str | bytes] = []
+        self.add = self._values.extend
 
     def flush(self, connection: sqlite3.Connection) -> None:
         """Insert the rows in the order they were added."""
+        values = self._values
         start = 0
-        for size, statement in self._statements.items():
-            while len(self.rows) - start >= size:
-                connection.execute(statement, list(chain.from_iterable(self.rows[start : start + size])))
-                start += size
-        self.rows.clear()
+        for count, statement in self._statements:
+            while len(values) - start >= count:
+                connection.execute(statement, values[start : start + count])
+                start += count
+        values.clear()
 
 
 class SqliteWriter:
@@ -98,7 +99,7 @@ class SqliteWriter:
                     self._add_extents(change)
                 case ProducerSaved():
                     partition = self._partition(change.topic_id, change.partition)
-                    self._producers.rows.append((partition.key, change.producer_id, change.state, change.updated_ms))
+                    self._producers.add((partition.key, change.producer_id, change.state, change.updated_ms))
                 case OffsetsSaved():
                     self._save_offsets(change)
                 case _:
@@ -181,14 +182,17 @@ class SqliteWriter:
 
     def _add_extents(self, change: ExtentsAdded) -> None:
         """Checks that offsets stay dense: the last guard before they are durable."""
+        partitions, segments, add = self._partitions, self._segments, self._extents.add
         for extent in change.extents:
-            partition = self._partition(extent.topic_id, extent.partition)
-            segment_id = self._segments.get(extent.segment_key)
-            if segment_id is None or extent.base_offset != partition.high_watermark:
-                raise ValueError(f"extent does not follow offset {partition.high_watermark}: {extent}")
+            partition = partitions.get((extent.topic_id, extent.partition))
+            segment_id = segments.get(extent.segment_key)
+            if partition is None or segment_id is None or extent.base_offset != partition.high_watermark:
+                raise ValueError(f"extent does not follow what is stored: {extent}")
             partition.high_watermark = extent.last_offset + 1
-            partition.max_timestamp_ms = max(partition.max_timestamp_ms, extent.max_timestamp_ms)
-            self._extents.rows.append(
+            timestamp_ms = extent.max_timestamp_ms
+            if timestamp_ms > partition.max_timestamp_ms:
+                partition.max_timestamp_ms = timestamp_ms
+            add(
                 (
                     partition.key,
                     extent.base_offset,
@@ -196,7 +200,7 @@ class SqliteWriter:
                     segment_id,
                     extent.byte_position,
                     extent.byte_length,
-                    extent.max_timestamp_ms,
+                    timestamp_ms,
                     partition.max_timestamp_ms,
                     extent.commit_ms,
                 )
@@ -249,7 +253,7 @@ class SqliteWriter:
         for offset in change.offsets:
             partition = self._partitions.get((offset.topic_id, offset.partition))
             if partition is not None:
-                self._offsets.rows.append(
+                self._offsets.add(
                     (
                         change.group_id,
                         partition.key,
