@@ -247,7 +247,7 @@ async def test_a_peer_without_the_secret_gets_nothing(zones: Callable[[str], Zon
 async def test_peers_that_take_nothing_do_not_hold_their_places_for_ever(
     zones: Callable[[str], Zones], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peer_server, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(peer_server, "ANSWER_SECONDS", 3.0)
     cluster = zones("ab")
     await cluster.start()
     extent = max(await cluster.write(size=200_000, count=4), key=lambda each: each.byte_length)
@@ -261,9 +261,12 @@ async def test_peers_that_take_nothing_do_not_hold_their_places_for_ever(
         _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         writer.write(request)
         writers.append(writer)
+    async with asyncio.timeout(10):
+        while cluster.fetchers[0].peer_server._under_way < peer_server.REQUESTS_MAX:
+            await asyncio.sleep(0.01)
     async with TestClient(server) as client:
         statuses = [await ask_one_byte(client, extent)]
-        deadline = asyncio.get_running_loop().time() + 10
+        deadline = asyncio.get_running_loop().time() + 20
         while statuses[-1] != 200 and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
             statuses.append(await ask_one_byte(client, extent))
