@@ -177,7 +177,7 @@ async def test_what_a_metadata_process_shows(pair: list[MetadataProcess]) -> Non
     assert (page["leader"], page["generation"], page["partitions_count"]) == (True, 1, 3)
     (agent,) = page["agents"]
     assert (agent["agent"], agent["condition"], agent["load"]["connections"]) == ("agent-1", "ready", 2)
-    assert page["topics"] == [{"topic": "logs", "partitions": 3, "records": 7}]
+    assert page["topics"] == [{"topic": "logs", "id": topic.topic_id.hex(), "partitions": 3, "records": 7}]
     (group,) = page["groups"]
     assert (group["group"], group["state"], group["lag_records"]) == ("readers", "Empty", 5)
     for line in (
