@@ -82,14 +82,18 @@ def run_moto(folder: Path) -> Iterator[S3Server]:
 @contextmanager
 def run_versitygw(folder: Path) -> Iterator[S3Server]:
     """versitygw over a folder inside ``folder``; skips the test when it has not been built."""
+    port = free_port()
+    with _process(versitygw_command(folder, port), port, folder / "versitygw.log"):
+        yield S3Server("versitygw", f"http://127.0.0.1:{port}", folder / "buckets")
+
+
+def versitygw_command(folder: Path, port: int) -> list[str]:
+    """Serves ``folder / "buckets"``, made here; skips the test when versitygw has not been built."""
     binary = versitygw.find()
     buckets = folder / "buckets"
-    buckets.mkdir(parents=True)
-    port = free_port()
+    buckets.mkdir(parents=True, exist_ok=True)
     listen = ["--port", f"127.0.0.1:{port}", "--keep-alive", "--quiet", "--region", REGION]
-    command = [str(binary), "--access", ACCESS_KEY, "--secret", SECRET_KEY, *listen, "posix", str(buckets)]
-    with _process(command, port, folder / "versitygw.log"):
-        yield S3Server("versitygw", f"http://127.0.0.1:{port}", buckets)
+    return [str(binary), "--access", ACCESS_KEY, "--secret", SECRET_KEY, *listen, "posix", str(buckets)]
 
 
 @pytest.fixture(scope="session")

@@ -143,7 +143,7 @@ class Link:
                 await _sleep_until(self._free_at[up])
             await self._passing.wait()
             if not chunk:
-                if writer.can_write_eof():
+                if not writer.is_closing():
                     writer.write_eof()
                 return
             writer.write(chunk)

@@ -25,6 +25,7 @@ class RecordedClient:
         self._path.touch()
         self._file = self._path.open("rb")
         self._rest = b""
+        self._asked = False
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.recorded_main", *command, "--record", str(self._path)],
@@ -46,8 +47,9 @@ class RecordedClient:
         return self.recording
 
     def ask_to_finish(self) -> None:
-        """SIGTERM: no new work, answers are waited for, then it ends."""
-        if self.process.poll() is None:
+        """SIGTERM: no new work, answers are waited for, then it ends. Only once: a second one might find it ending."""
+        if not self._asked and self.process.poll() is None:
+            self._asked = True
             self.process.terminate()
 
     def finish(self, within_s: float) -> Recording:

@@ -6,6 +6,7 @@ The system's cluster, if any, is left alone. The server refuses to run as root, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import pwd
@@ -137,6 +138,34 @@ class PostgresServer:
     def pid(self) -> int:
         assert self._process is not None, "it was not started"
         return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL to every one of its processes: a crash of the machine, as far as they know."""
+        assert self._process is not None, "it has not been started"
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP to every one of its processes: connections stay, nothing is answered."""
+        for pid in self._pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        for pid in reversed(self._pids()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    def _pids(self) -> list[int]:
+        """The postmaster, so that it forks no more, then its children."""
+        assert self._process is not None, "it has not been started"
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        return [parent, *map(int, children)]
 
     def log(self) -> str:
         """What it has said so far."""
