@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent.neighbours import Neighbours
 from agent.topics import TopicDirectory
 from metadata.client import MetadataClient
 from runtime.budget import Budget
@@ -69,5 +70,9 @@ class Agent:
     roster: Roster
     moving: bool = False
     """It is leaving, and sends its clients to other agents."""
+    neighbours: Neighbours = field(init=False)
     large_answers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Answers that keep the event loop busy for long are made one at a time."""
+
+    def __post_init__(self) -> None:
+        self.neighbours = Neighbours(self.clock)

@@ -111,6 +111,18 @@ class Roster:
         """Where the client that made ``call`` is sent."""
         return self.route(call.zone or self.zone, call.client_id, call.client_host.removeprefix("/"))
 
+    def lone_neighbour(self, call: Call, route: Route) -> NodeEndpoint | None:
+        """The only agent that ``route`` names, when it is of the client's zone, and this one of another, and READY."""
+        if call.zone in ("", self.zone) or route.servers.is_foreign or len(route.endpoints) > 1:
+            return None
+        own = next((agent for agent in self._group_agents if agent.node_id == self._own.node_id), None)
+        return route.endpoints[0] if own is not None and own.condition is AgentCondition.READY else None
+
+    @property
+    def own_endpoint(self) -> NodeEndpoint:
+        """Where clients reach this agent."""
+        return self._own
+
     def route(self, zone: str, client_id: str | None, host: str) -> Route:
         """Where a client of ``zone`` is sent; counted when its zone has nobody."""
         servers = self._servers_of(zone)

@@ -4,7 +4,8 @@
 - A topic that is missing is created (``auto.create.topics.enable``) unless the client forbids it (version 4+), and is
   answered at once: no round of LEADER_NOT_AVAILABLE.
 - The brokers are the agents of the client's zone and group (:mod:`agent.routing`), the leader of a partition, its only
-  replica and its ISR one of them, with leader epoch 0: any agent serves any partition. The controller is this agent
+  replica and its ISR one of them, with leader epoch 0: any agent serves any partition. A single agent of another zone
+  that cannot be reached is not the only one named (:mod:`agent.neighbours`). The controller is this agent
   when it is named, for any agent can be it. The rack is always null, because racks made half-configured consumers
   rebalance without end.
 - Topic ids may be asked for from version 12 on, as in Kafka; before, a request that names one is INVALID_REQUEST.
@@ -68,8 +69,12 @@ async def handle(call: Call, request: Any, agent: Agent) -> EncodedResponse:
 async def _encoded(call: Call, rows: list[_Row], agent: Agent) -> bytearray:
     identity = agent.identity
     route = agent.roster.route_for(call)
+    endpoints = route.endpoints
+    lone = agent.roster.lone_neighbour(call, route)
+    if lone is not None and not await agent.neighbours.is_reachable(lone):
+        endpoints = tuple(sorted((*endpoints, agent.roster.own_endpoint)))
     response = MetadataResponse(
-        call.api_version, route.endpoints, identity.cluster_id, controller_id(route, identity.node_id), len(rows)
+        call.api_version, endpoints, identity.cluster_id, controller_id(route, identity.node_id), len(rows)
     )
     work = 0
     for row in rows:

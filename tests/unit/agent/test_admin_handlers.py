@@ -1,6 +1,7 @@
 """The administrative handlers against a metadata service in memory; every answer is encoded in every version."""
 
 import asyncio
+import socket
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ import pytest
 from kio.index import load_response_schema
 from kio.schema.errors import ErrorCode
 from kio.serial import entity_reader
+from msgspec import structs
 
 from agent.context import Agent, AgentIdentity, Body, Call
 from agent.handlers import (
@@ -24,6 +26,7 @@ from agent.handlers import (
     init_producer_id,
     metadata,
 )
+from agent.neighbours import Neighbours
 from agent.topics import TopicDirectory
 from agent.wire.codec import EncodedResponse, encode_response, response_prefix
 from metadata.config_definitions import LONG_MAX
@@ -264,7 +267,7 @@ async def test_topics_are_found_by_id_from_version_12_on(agent: Agent, store: Fa
 async def test_leaders_are_spread_over_the_agents_of_the_clients_zone(
     version: int, agent: Agent, store: FakeMetadata
 ) -> None:
-    agent.roster.heard([agent_info(NODE, "a"), agent_info(8, "a"), agent_info(9, "b")])
+    agent.roster.heard([agent_info(NODE, "a"), agent_info(8, "a"), agent_info(9, "b"), agent_info(10, "b")])
     await store.create_topic("logs", 3_000, {})
     near = await ask_metadata(agent, (entity(name="logs"),), version)
     assert {broker.node_id for broker in near.brokers} == {NODE, 8}
@@ -275,12 +278,25 @@ async def test_leaders_are_spread_over_the_agents_of_the_clients_zone(
     assert min(led.values()) > 1_300
     assert all(row.replica_nodes == row.isr_nodes == (row.leader_id,) for row in topic.partitions)
     far = await ask_metadata(agent, (entity(name="logs"),), version, zone="b")
-    assert [(broker.node_id, broker.host) for broker in far.brokers] == [(9, "agent-9")]
-    assert {row.leader_id for row in far.topics[0].partitions} == {9}
+    assert [(broker.node_id, broker.host) for broker in far.brokers] == [(9, "agent-9"), (10, "agent-10")]
+    assert {row.leader_id for row in far.topics[0].partitions} == {9, 10}
     if version >= 1:
         assert (near.controller_id, far.controller_id) == (NODE, 9), "a broker of the answer"
     one = await ask_metadata(agent, (entity(name="logs"),), version, client_id="x,strategy=client")
     assert len({row.leader_id for row in one.topics[0].partitions}) == 1
+
+
+async def test_a_client_is_not_left_with_one_agent_that_cannot_be_reached(agent: Agent, store: FakeMetadata) -> None:
+    await store.create_topic("logs", 4, {})
+    with socket.create_server(("127.0.0.1", 0)) as living:
+        lone = structs.replace(agent_info(9, "b"), host="127.0.0.1", port=living.getsockname()[1])
+        agent.roster.heard([agent_info(NODE, "a"), lone])
+        answer = await ask_metadata(agent, (entity(name="logs"),), 12, zone="b")
+        assert {broker.node_id for broker in answer.brokers} == {9}, "nothing crosses zones while it lives"
+    agent.neighbours = Neighbours(agent.clock)
+    answer = await ask_metadata(agent, (entity(name="logs"),), 12, zone="b")
+    assert {broker.node_id for broker in answer.brokers} == {9, NODE}, "whom it can ask until somebody else leads"
+    assert {row.leader_id for row in answer.topics[0].partitions} == {9}
 
 
 async def test_other_tasks_have_their_turns_while_all_of_a_large_cluster_is_described(
