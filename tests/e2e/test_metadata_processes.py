@@ -249,8 +249,7 @@ def test_a_store_that_is_none_stops_the_start(tmp_path: Path, store: str, expect
 @only_sqlite
 def test_an_address_in_use_stops_the_start(pair: list[MetadataProcess], tmp_path: Path) -> None:
     process = MetadataProcess(tmp_path, "memory://")
-    process.address = pair[0].address
-    process.url = "http://127.0.0.1:1"
+    process.command[process.command.index("--listen") + 1] = pair[0].address
     with pytest.raises(AssertionError, match="exited with 2"):
         process.start()
     assert f"listen.metadata = '{pair[0].address}'" in process.log()

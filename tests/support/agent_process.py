@@ -7,11 +7,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.support.cluster import TidelogProcess
+from benchmarks.peers.processes import free_port
+from tests.support.server_process import ServerProcess
 
 
-class AgentProcess(TidelogProcess):
-    """One agent on ports of its own, which stay the same over restarts. Its objects are in ``storage``."""
+class AgentProcess(ServerProcess):
+    """One agent on ports of its own, which stay the same over restarts. Its objects are in ``storage``.
+
+    ``settings`` are environment variables without their prefix: ``{"INGEST__LINGER_MS": "10"}``.
+    """
 
     def __init__(
         self,
@@ -24,25 +28,14 @@ class AgentProcess(TidelogProcess):
         group: str = "default",
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(
-            folder / name,
-            settings=settings,
-            storage=storage,
-            metadata=",".join(metadata),
-            log_path=folder / f"{name}.log",
-        )
-        self.name = name
         self.zone = zone
         self.group = group
-
-    @property
-    def command(self) -> list[str]:
-        tidelog = Path(sys.executable).with_name("tidelog")
-        return [
-            *(str(tidelog), "agent", "--kafka", self.bootstrap, "--http", self.http),
-            *("--zone", self.zone, "--group", self.group, "--storage", str(self._storage)),
-            *("--metadata", str(self._metadata)),
-        ]
+        self.bootstrap = f"127.0.0.1:{free_port()}"
+        http = f"127.0.0.1:{free_port()}"
+        command = [str(Path(sys.executable).with_name("tidelog")), "agent", "--kafka", self.bootstrap, "--http", http]
+        command += ["--zone", zone, "--group", group, "--storage", storage, "--metadata", ",".join(metadata)]
+        variables = {f"TIDELOG_{name}": value for name, value in (settings or {}).items()}
+        super().__init__(name, command, http, folder / f"{name}.log", variables)
 
     def drained(self) -> list[str]:
         """What it said at the end of each drain."""
