@@ -43,25 +43,22 @@ QUICK: Mapping[str, str] = {
 
 
 class Agent(ServerProcess):
-    """``plan.kafka`` is where it listens; clients are told ``address``, its link."""
+    """``plan.kafka`` is where it listens; clients are told ``address``: its link, when there is one."""
 
     def __init__(
-        self, plan: AgentPlan, command: Sequence[str], log: Path, variables: Mapping[str, str], link: Link
+        self, plan: AgentPlan, command: Sequence[str], log: Path, variables: Mapping[str, str], address: str
     ) -> None:
         super().__init__(plan.name, command, plan.http, log, variables)
         self.plan = plan
-        self.clients = link
-
-    @property
-    def address(self) -> str:
-        return self.clients.address
+        self.address = address
 
 
 class ClusterWorld:
     """Two metadata processes and agents in zones and groups: ``with ClusterWorld(folder) as world``.
 
     ``metadata_store`` is a URL of PostgreSQL (None: SQLite in ``folder``); ``storage`` one of S3 (None: files in it).
-    ``settings`` are by dotted name, for everybody; ``variables`` are environment variables such as credentials.
+    ``settings`` are by dotted name, for everybody; ``variables`` are environment variables such as credentials. Without
+    ``proxied`` there are no links.
     """
 
     def __init__(
@@ -75,8 +72,10 @@ class ClusterWorld:
         storage: str | None = None,
         settings: Mapping[str, str] | None = None,
         variables: Mapping[str, str] | None = None,
+        proxied: bool = True,
     ) -> None:
         self.folder = folder
+        self._proxied = proxied
         self.network = FaultProxy()
         self.metadata: list[ServerProcess] = []
         self.agents: list[Agent] = []
@@ -130,19 +129,21 @@ class ClusterWorld:
 
     def _add_agent(self, zone: str, group: str) -> Agent:
         plan = plan_agent(zone, group, [agent.plan for agent in self.agents], self._ports)
-        clients = self.network.link(f"clients>{plan.name}", plan.kafka)
+        address = self._link(f"clients>{plan.name}", plan.kafka)
         spec = self.spec
         if spec.storage is not None and spec.storage.startswith("s3:"):
             spec = replace(spec, storage=self._through(f"{plan.name}>objects", spec.storage))
         metadata = [
-            replace(one, listen=self.network.link(f"{plan.name}>{one.name}", one.listen).address)
-            for one in self._metadata_plans
+            replace(one, listen=self._link(f"{plan.name}>{one.name}", one.listen)) for one in self._metadata_plans
         ]
         command = agent_command(plan, spec, metadata)
-        command[command.index("--advertise") + 1] = clients.address
-        agent = Agent(plan, command, spec.logs / f"{plan.name}.log", self._environment(plan), clients)
+        command[command.index("--advertise") + 1] = address
+        agent = Agent(plan, command, spec.logs / f"{plan.name}.log", self._environment(plan), address)
         self.agents.append(agent)
         return agent
+
+    def _link(self, name: str, target: str) -> str:
+        return self.network.link(name, target).address if self._proxied else target
 
     def _through(self, name: str, url: str) -> str:
         """``url`` with a new link in place of its server: the host, or the ``endpoint`` of an S3 URL."""
@@ -150,12 +151,10 @@ class ClusterWorld:
         if parts.scheme == "s3":
             before, mark, after = parts.query.partition("endpoint=")
             endpoint, *rest = after.split("&", 1)
-            link = self.network.link(name, urlsplit(endpoint).netloc)
-            query = "&".join([f"{before}{mark}http://{link.address}", *rest])
+            query = "&".join([f"{before}{mark}http://{self._link(name, urlsplit(endpoint).netloc)}", *rest])
             return urlunsplit(parts._replace(query=query))
         user, at, server = parts.netloc.rpartition("@")
-        link = self.network.link(name, server)
-        return urlunsplit(parts._replace(netloc=f"{user}{at}{link.address}"))
+        return urlunsplit(parts._replace(netloc=f"{user}{at}{self._link(name, server)}"))
 
     def _environment(self, plan: MetadataPlan | AgentPlan) -> dict[str, str]:
         found = environment(plan, self.spec, self._variables, None)
