@@ -23,8 +23,7 @@ from runtime.clock import Clock, SystemClock
 from tidelog.child import Child
 from tidelog.client import admin_client, results
 from tidelog.cluster.demo_screen import Figures, Screen, ZoneFigures, open_screen
-from tidelog.cluster.page import ClusterPage, ask_all, leader_of
-from tidelog.cluster.state_file import ClusterState, read_state
+from tidelog.cluster.demo_view import ClusterView, DemoFailed
 from tidelog.cluster.status import byte_count
 from tidelog.connecting import Cluster, CommandFailed
 from tidelog.demo.lines import Replay, find_lines
@@ -49,10 +48,6 @@ HEARTBEATS_SECONDS = 2.5
 KILL_LEADER_AT, KILL_AGENT_AT = 0.3, 0.6
 """Shares of the whole time."""
 WIND_DOWN_SECONDS = 2.0
-
-
-class DemoFailed(Exception):
-    """The message is the reason, for the user."""
 
 
 def run(seconds: float, rate: int, wanted_shipper: str | None) -> int:
@@ -116,15 +111,13 @@ class _Demo:
         command += ["--zones", ",".join(ZONES), "--groups", f"{SHIPPED_INTO},{READ_FROM}"]
         command += ["--set", f"groups.initial_rebalance_delay_ms={REBALANCE_DELAY_MS}"]
         self._cluster = Child("tidelog cluster up", command, folder / "cluster.log")
+        self._view = ClusterView(folder / "data", self._cluster.log_tail)
         self._replays: list[Replay] = []
         self._shippers: list[Child] = []
         self._tail: Tail | None = None
-        self._page: ClusterPage | None = None
         self._previous = (0.0, [0] * len(ZONES), [0] * len(ZONES))
         self._rates = [(0.0, 0.0)] * len(ZONES)
         self._latencies = Latencies()
-        self._crossed: dict[int, int] = {}
-        """Bytes by agent epoch: one that dies keeps what it had counted when it was last heard."""
         self._crossed_at_start = 0
         """With which clients asked where to go."""
         self._crossed_in_peace = 0
@@ -165,7 +158,7 @@ class _Demo:
         self._wait(
             screen, f"2 metadata processes and {agents} agents", READY_SECONDS, lambda: self._ready_agents() == agents
         )
-        state = self._state()
+        state = self._view.state()
         into, out = ({a.zone: a.kafka for a in state.agents if a.group == group} for group in (SHIPPED_INTO, READ_FROM))
         admin = admin_client(Cluster(into[ZONES[0]]))
         results(admin.create_topics([NewTopic(TOPIC, PARTITIONS)]))
@@ -196,8 +189,8 @@ class _Demo:
         self._say(screen, f"a line of each zone came out; now {self._rate:,} lines/s in each")
         self._received().forget_latencies()
         self._pause.wait(HEARTBEATS_SECONDS)
-        self._look()
-        self._crossed_at_start = self._crossed_bytes()
+        self._view.look()
+        self._crossed_at_start = self._view.crossed_bytes
         for replay in self._replays:
             replay.go()
         self._shipping_since = self._clock.monotonic()
@@ -211,7 +204,7 @@ class _Demo:
         ]
         while self._shipping() < self._seconds - WIND_DOWN_SECONDS and not self._stopping.wait(TICK_SECONDS):
             self._check()
-            self._look()
+            self._view.look()
             screen.show(self._figures("shipping"))
             if deaths and self._shipping() >= deaths[0][0]:
                 deaths.pop(0)[1](screen)
@@ -220,30 +213,28 @@ class _Demo:
 
     def _kill_leader(self, screen: Screen) -> None:
         """kill -9 the metadata process that leads; the other one takes over."""
-        page = self._need_page()
-        state = self._state()
-        answers = ask_all([f"http://{process.http}" for process in state.metadata], None)
-        leading = [answer.url for answer in answers if answer.page is not None and answer.page.leader]
-        process = next((one for one in state.metadata if f"http://{one.http}" in leading), None)
-        if process is None or process.pid is None:
-            raise DemoFailed("no metadata process leads")
-        self._kill(screen, f"{process.name}, which leads (generation {page.generation})", process.pid)
+        self._view.look()
+        before = self._view.generation
+        process = self._view.leader()
+        if process.pid is None:
+            raise DemoFailed(f"{process.name} is not running")
+        self._kill(screen, f"{process.name}, which leads (generation {before})", process.pid)
         killed_at, shown = self._clock.monotonic(), self._received().lines.count
         self._wait(
             screen,
             "the other metadata process to lead",
             RECOVERED_SECONDS,
-            lambda: (found := self._look()) is not None and found.generation > page.generation,
+            lambda: self._view.look() is not None and self._view.generation > before,
         )
         took = self._clock.monotonic() - killed_at
-        self._say(screen, f"generation {self._need_page().generation} leads after {took:.1f} s")
+        self._say(screen, f"generation {self._view.generation} leads after {took:.1f} s")
         self._wait(screen, "lines to come out again", RECOVERED_SECONDS, lambda: self._received().lines.count > shown)
 
     def _kill_agent(self, screen: Screen) -> None:
         """kill -9 the only agent that zone b's shipper has in its zone; others serve it until it is back."""
-        self._look()
-        self._crossed_in_peace = self._crossed_bytes() - self._crossed_at_start
-        victim = next(one for one in self._state().agents if (one.zone, one.group) == (ZONES[1], SHIPPED_INTO))
+        self._view.look()
+        self._crossed_in_peace = self._view.crossed_bytes - self._crossed_at_start
+        victim = next(one for one in self._view.state().agents if (one.zone, one.group) == (ZONES[1], SHIPPED_INTO))
         if victim.pid is None:
             raise DemoFailed(f"{victim.name} is not running")
         written = self._replays[1].written
@@ -271,7 +262,7 @@ class _Demo:
                     f"{self._written_count() - received.lines.count:,} of {self._written_count():,} lines did not come "
                     f"out within {DRAIN_SECONDS:g} s\n{self._cluster.log_tail()}"
                 )
-            self._look()
+            self._view.look()
             screen.show(self._figures("draining"))
             self._pause.wait(TICK_SECONDS)
         if received.lines.checksum != self._checksum():
@@ -280,11 +271,11 @@ class _Demo:
             )
         received.stop()
         self._check()
-        addresses = ",".join(agent.kafka for agent in self._state().agents)
+        addresses = ",".join(agent.kafka for agent in self._view.state().agents)
         lag = lag_records(admin_client(Cluster(addresses)), GROUP)
         if lag != 0:
             raise DemoFailed(f"the group has read everything, but its committed offsets are {lag:,} records behind")
-        self._look()
+        self._view.look()
         screen.show(self._figures("done"))
         return received.duplicates
 
@@ -308,46 +299,21 @@ class _Demo:
             f"longest {milliseconds(latencies.percentile(1.0))}.\n"
             f"Bytes that crossed a zone: {byte_count(self._crossed_in_peace)} while every zone had its agents; "
             f"{byte_count(self._crossed_at_start)} before, with which clients asked where to go, and "
-            f"{byte_count(self._crossed_bytes() - self._crossed_at_start)} after zone {ZONES[1]} had lost its own.\n"
+            f"{byte_count(self._view.crossed_bytes - self._crossed_at_start)} after zone {ZONES[1]} had lost its own.\n"
             f"Shippers, agents and metadata processes stopped cleanly."
         )
 
     # --- what is going on ---------------------------------------------------------------------------------------
 
-    def _state(self) -> ClusterState:
-        state = read_state(self._folder / "data")
-        if state is None:
-            raise DemoFailed(f"the cluster is not there:\n{self._cluster.log_tail()}")
-        return state
-
     def _received(self) -> Tail:
         assert self._tail is not None, "the readers have been started"
         return self._tail
 
-    def _look(self) -> ClusterPage | None:
-        """What the leader says now; None while nobody leads."""
-        state = self._state()
-        page = leader_of(ask_all([f"http://{process.http}" for process in state.metadata], None))
-        if page is not None:
-            self._page = page
-            for agent in page.agents:
-                self._crossed[agent.epoch] = agent.load.cross_zone_bytes_total
-        return page
-
-    def _need_page(self) -> ClusterPage:
-        if self._page is None:
-            raise DemoFailed(f"no metadata process leads:\n{self._cluster.log_tail()}")
-        return self._page
-
     def _ready_agents(self) -> int:
-        if read_state(self._folder / "data") is None:
+        if not self._view.exists:
             return 0
-        page = self._look()
-        return 0 if page is None else sum(agent.condition == "ready" for agent in page.agents)
-
-    def _crossed_bytes(self) -> int:
-        """Of all agents there ever were."""
-        return sum(self._crossed.values())
+        self._view.look()
+        return self._view.agents_ready
 
     def _written_count(self) -> int:
         return sum(replay.written.count for replay in self._replays)
@@ -414,9 +380,9 @@ class _Demo:
             p50_ms=shown.percentile(0.5),
             p99_ms=shown.percentile(0.99),
             duplicates=0 if tail is None else tail.duplicates,
-            crossed_bytes=self._crossed_bytes(),
-            agents_ready=0 if self._page is None else sum(one.condition == "ready" for one in self._page.agents),
-            generation=-1 if self._page is None else self._page.generation,
+            crossed_bytes=self._view.crossed_bytes,
+            agents_ready=self._view.agents_ready,
+            generation=self._view.generation,
         )
 
 
