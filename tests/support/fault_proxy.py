@@ -112,7 +112,7 @@ class Link:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, far, up=True))
                 group.create_task(self._pump(far_reader, writer, up=False))
-        except* (OSError, asyncio.IncompleteReadError):
+        except* (OSError, RuntimeError):  # uvloop's word for a connection that is closed
             pass
         finally:
             for one in (writer, far):
@@ -121,7 +121,7 @@ class Link:
                     _abort(one) if self.mode is Mode.CUT else one.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
-        """:raises OSError: either side is gone: both are closed then."""
+        """:raises ExceptionGroup: of OSError or RuntimeError: either side is gone; both are closed then."""
         held: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_HELD_MAX)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._deliver(held, writer, up=up))
@@ -143,8 +143,7 @@ class Link:
                 await _sleep_until(self._free_at[up])
             await self._passing.wait()
             if not chunk:
-                if not writer.is_closing():
-                    writer.write_eof()
+                writer.write_eof()
                 return
             writer.write(chunk)
             await writer.drain()

@@ -25,6 +25,10 @@ PACE_SECONDS = 0.01
 ANSWERS_SECONDS = 120.0
 """How long a producer that ends waits for its answers, and how long a record may take."""
 
+SESSION_MS = 6_000
+"""A group that could not be heard for longer goes on once the members that gave themselves up meanwhile have expired, so
+this is a part of how long it takes, as in Kafka."""
+
 stopping = threading.Event()
 
 
@@ -163,7 +167,7 @@ def consume_confluent(options: argparse.Namespace, config: dict[str, Any], recor
             "group.id": options.group,
             "auto.offset.reset": "earliest",
             "enable.auto.commit": False,
-            "session.timeout.ms": 10_000,
+            "session.timeout.ms": SESSION_MS,
             "heartbeat.interval.ms": 1_000,
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 500,
@@ -225,7 +229,7 @@ def consume_aiokafka(options: argparse.Namespace, config: dict[str, Any], record
             group_id=options.group,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            session_timeout_ms=10_000,
+            session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=1_000,
             request_timeout_ms=6_000,
             retry_backoff_ms=50,
