@@ -19,6 +19,7 @@ from agent.context import Call
 from agent.departure import Departure
 from agent.handlers import api_versions
 from agent.handlers.produce import ProduceCall
+from agent.handlers.produce_single import SingleProduce, is_single, single_batch
 from agent.intake import Intake
 from agent.outgoing import Outgoing
 from agent.slots import Slot
@@ -26,7 +27,7 @@ from agent.wire.apis import API_BY_KEY, API_VERSIONS, FETCH, JOIN_GROUP, PRODUCE
 from agent.wire.codec import BODY_BYTES_MAX, client_id_of, decode_header, decode_request
 from agent.wire.errors import DecodeError
 from agent.wire.frames import Block
-from agent.wire.produce_codec import PartitionRefusal, decode_produce
+from agent.wire.produce_codec import PartitionRefusal, ProduceRequest, decode_produce
 from agent.zone_traffic import ClientPlace
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ class Connection(asyncio.BufferedProtocol):
         self._produces = True
         if not self._place.zone:
             self._place.meet(client_id_of(block.buffer, start, end), server.agent.roster)
+        if is_single(request) and self._departure is None and self._take_in_single(block, request):
+            return
         call = ProduceCall(self, block, server.agent)
         self._slots.append(call)
         if self._departure is not None:
@@ -275,6 +278,21 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._call = None
             self._task = server.supervisor.start("kafka-produce-rewrite", self._rewrite(call))
+
+    def _take_in_single(self, block: Block, request: ProduceRequest) -> bool:
+        """Whether ``request`` was one of those that take the short way, and is on it."""
+        server = self._server
+        agent = server.agent
+        batch = single_batch(request, agent.topics.by_name(request.topics[0][0]), block, server.clock.now_ms())
+        if batch is None:
+            return False
+        metrics = agent.metrics
+        slot = SingleProduce(self, block, metrics.apis[PRODUCE], request, batch.partition)
+        self._slots.append(slot)
+        metrics.received_records += batch.draft.record_count
+        metrics.received_batches += 1
+        agent.writer.append_one(slot, batch)
+        return True
 
     async def _rewrite(self, call: ProduceCall) -> None:
         """The slow path of a Produce. Later requests wait for it, so that batches keep their order."""

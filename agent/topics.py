@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ingest.rewrite import stores_as_sent
 from metadata.model import Topic, TopicId, TopicsChanged
 from metadata.topic_configs import TopicPolicy, topic_policy
 
@@ -23,6 +24,8 @@ class TopicView:
     name: str
     partition_count: int
     policy: TopicPolicy
+    stores_as_sent: bool
+    """Every valid batch is stored as it was sent (:func:`ingest.rewrite.stores_as_sent`)."""
     topic: Topic
 
 
@@ -45,12 +48,14 @@ class TopicDirectory:
             if view is not None and self._by_name.get(view.name) is view:
                 del self._by_name[view.name]
         for topic in change.upserted:
+            policy = topic_policy(topic.configs)
             view = TopicView(
                 topic.topic_id,
                 uuid.UUID(bytes=topic.topic_id),
                 topic.name,
                 topic.partition_count,
-                topic_policy(topic.configs),
+                policy,
+                stores_as_sent(policy),
                 topic,
             )
             self._by_id[topic.topic_id] = view

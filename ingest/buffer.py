@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from ingest.policy import SEGMENT_BATCHES_MAX
 from ingest.segment import PartitionRun
-from ingest.ticket import PendingBatch, ProduceTicket
+from ingest.ticket import PendingBatch, Ticket
 from metadata.model import TopicId
 
-Waiters = tuple[list[ProduceTicket], list[int]]
+Waiters = tuple[list[Ticket], list[int]]
 """For each batch of a run, in order, the ticket and the index in it that the batch settles. Two lists, because a pair
 for each batch would be one more object for the garbage collector to visit."""
 
@@ -26,7 +26,7 @@ class OpenRun(PartitionRun):
 
     def __init__(self, topic_id: TopicId, partition: int) -> None:
         super().__init__(topic_id, partition)
-        self.tickets: list[ProduceTicket] = []
+        self.tickets: list[Ticket] = []
         self.indexes: list[int] = []
 
     @property
@@ -49,7 +49,23 @@ class OpenSegment:
         self.record_count = 0
         self.charged_batches = 0
 
-    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch], start: int, byte_max: int) -> int:
+    def append_one(self, ticket: Ticket, batch: PendingBatch) -> None:
+        """Take in the only batch of ``ticket``. The segment has room: it is sealed before it has none."""
+        assert self.batch_count < SEGMENT_BATCHES_MAX
+        key = (batch.topic_id, batch.partition)
+        run = self.runs.get(key)
+        if run is None:
+            run = self.runs[key] = OpenRun(batch.topic_id, batch.partition)
+        draft = batch.draft
+        run.payloads.append(batch.payload)
+        run.batches.append(draft)
+        run.tickets.append(ticket)
+        run.indexes.append(0)
+        self.record_count += draft.record_count
+        self.byte_length += draft.byte_length
+        self.batch_count += 1
+
+    def append(self, ticket: Ticket, batches: Sequence[PendingBatch], start: int, byte_max: int) -> int:
         """Take in ``batches[start:]``, the i-th of which settles the i-th of ``ticket``, until the segment has
         ``byte_max`` bytes or as many batches as it may; returns where it stopped, at least one further on.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -28,8 +29,15 @@ class PendingBatch(msgspec.Struct, frozen=True, gc=False):
     draft: BatchDraft
 
 
+class Ticket(Protocol):
+    """Who waits for the batches of one request."""
+
+    def settle(self, index: int, outcome: BatchCommitted | IngestFailed) -> None:
+        """The i-th batch appended has its outcome; once for each batch, on the event loop. It must not raise."""
+
+
 class ProduceTicket:
-    """One produce request's batches, from append to answer.
+    """A :class:`Ticket` for any number of batches.
 
     ``outcomes[i]`` belongs to the i-th batch appended: :class:`BatchCommitted` once its segment committed (or
     the commit refused it), :class:`IngestFailed` if it could not be stored. When the last one is filled in,

@@ -19,7 +19,7 @@ from ingest.policy import SealReason, seal_after_append, seal_bytes
 from ingest.sealed import SealedSegment
 from ingest.segment import encode_segment
 from ingest.sink import SegmentSink
-from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
+from ingest.ticket import IngestFailed, PendingBatch, Ticket
 from ingest.uploader import Uploader, UploadFailed
 from metadata.client import MetadataClient
 from metadata.model import Fenced
@@ -112,7 +112,7 @@ class SegmentWriter:
         if committing is not None:
             await asyncio.wait([committing])
 
-    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch]) -> None:
+    def append(self, ticket: Ticket, batches: Sequence[PendingBatch]) -> None:
         """Take in the batches of one request, in order; ``ticket.settle(i, ...)`` follows for the i-th, never before
         this returns.
 
@@ -124,23 +124,40 @@ class SegmentWriter:
             segment = self._open
             if segment is None:
                 if self._state is not _State.RUNNING:
-                    self._turn_away(ticket)
+                    self._turn_away(ticket, len(batches))
                     return
                 segment = self._open_segment()
             byte_max, pending = self._segment_bytes_max, self._committer.unsettled
             start = segment.append(ticket, batches, start, seal_bytes(byte_max, self._budget.exhausted, pending))
-            while segment.batch_count > segment.charged_batches:
-                segment.charged_batches += _CHARGED_BATCHES
-                self._budget.take("segment", _CHARGED_BATCHES * BATCH_OVERHEAD_BYTES)
-            exhausted = self._budget.exhausted
-            reason = seal_after_append(segment.byte_length, segment.batch_count, byte_max, exhausted, pending)
-            if reason is not None:
-                self._seal(segment, reason)
+            self._grown(segment)
 
-    def _turn_away(self, ticket: ProduceTicket) -> None:
+    def append_one(self, ticket: Ticket, batch: PendingBatch) -> None:
+        """As :meth:`append` of this batch alone, which is what tens of thousands of requests a second hold."""
+        segment = self._open
+        if segment is None:
+            if self._state is not _State.RUNNING:
+                self._turn_away(ticket, 1)
+                return
+            segment = self._open_segment()
+        segment.append_one(ticket, batch)
+        self._grown(segment)
+
+    def _grown(self, segment: OpenSegment) -> None:
+        """Charge the budget for what was appended, and seal the segment if that is due."""
+        while segment.batch_count > segment.charged_batches:
+            segment.charged_batches += _CHARGED_BATCHES
+            self._budget.take("segment", _CHARGED_BATCHES * BATCH_OVERHEAD_BYTES)
+        exhausted, pending = self._budget.exhausted, self._committer.unsettled
+        reason = seal_after_append(
+            segment.byte_length, segment.batch_count, self._segment_bytes_max, exhausted, pending
+        )
+        if reason is not None:
+            self._seal(segment, reason)
+
+    def _turn_away(self, ticket: Ticket, batch_count: int) -> None:
         """Nothing can be taken in, and nothing of the request was: the state does not change during :meth:`append`."""
         error = IngestFailed(str(self._state))
-        for index in range(len(ticket.outcomes)):
+        for index in range(batch_count):
             asyncio.get_running_loop().call_soon(ticket.settle, index, error)
 
     async def drain(self) -> None:

@@ -40,11 +40,10 @@ from agent.wire.produce_codec import (
     RecordError,
     TopicResults,
     encode_produce_response,
-    encode_single_ack,
 )
 from ingest.batch_header import BatchHeader
 from ingest.records import BatchFault, validate
-from ingest.rewrite import needs_rewrite, rewrite, stores_as_sent
+from ingest.rewrite import needs_rewrite, rewrite
 from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
 from metadata.model import BatchCommitted, BatchDraft, Refusal
 from metadata.topic_configs import TopicPolicy
@@ -138,7 +137,7 @@ class ProduceCall(Slot):
         assert self.block is not None
         payloads = self.block.view
         policy = view.policy
-        as_sent = stores_as_sent(policy)
+        as_sent = view.stores_as_sent
         batches = self._batches
         rows: list[_Row] = []
         for partition, start, end in spans:
@@ -232,18 +231,7 @@ class ProduceCall(Slot):
         batches.clear()
 
     def _settled(self, ticket: ProduceTicket) -> None:
-        """Every batch has its outcome: answer. The request of one acknowledged batch, the commonest, comes first."""
-        topics = self._topics
-        if len(ticket.outcomes) == 1 and len(topics) == 1 and len(topics[0][1]) == 1:
-            outcome = ticket.outcomes[0]
-            row = topics[0][1][0]
-            if type(outcome) is BatchCommitted and outcome.refusal is None and self._acks != 0 and len(row) == 3:
-                ack = (row[0], outcome.base_offset, row[2], outcome.log_start_offset)
-                assert self.api is not None
-                self.api.ok += 1
-                self.answer = encode_single_ack(self._api_version, self._correlation_id, topics[0][0], ack)
-                self._complete()
-                return
+        """Every batch has its outcome."""
         self._answer(ticket)
 
     def _answer(self, ticket: ProduceTicket | None) -> None:
@@ -263,7 +251,7 @@ class ProduceCall(Slot):
                     results.append((partition, outcome.base_offset, log_append_time_ms, outcome.log_start_offset))
                 else:
                     has_error = True
-                    results.append((partition, _commit_refusal(outcome)))
+                    results.append((partition, commit_refusal(outcome)))
             topics.append((name, results))
         assert self.api is not None
         if has_error:
@@ -292,7 +280,7 @@ def _refusal(fault: BatchFault) -> PartitionRefusal:
     )
 
 
-def _commit_refusal(outcome: BatchCommitted | IngestFailed | None) -> PartitionRefusal:
+def commit_refusal(outcome: BatchCommitted | IngestFailed | None) -> PartitionRefusal:
     """Why a batch that was taken in is not acknowledged. Versions below 13 know no error about topic ids."""
     if isinstance(outcome, BatchCommitted):
         assert outcome.refusal is not None

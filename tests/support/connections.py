@@ -15,7 +15,7 @@ from agent.metrics import AgentMetrics
 from agent.server import KafkaServer
 from agent.topics import TopicDirectory
 from agent.wire.codec import EncodedResponse
-from ingest.ticket import IngestFailed, PendingBatch, ProduceTicket
+from ingest.ticket import IngestFailed, PendingBatch, Ticket
 from metadata.model import BatchCommitted, Topic
 from runtime.budget import Budget
 from runtime.clock import SeededEntropy
@@ -122,12 +122,15 @@ class FakeWriter:
     """Keeps what is appended until the test settles it, or settles in the next turn of the loop."""
 
     def __init__(self) -> None:
-        self.appended: list[tuple[ProduceTicket, int, PendingBatch]] = []
+        self.appended: list[tuple[Ticket, int, PendingBatch]] = []
         self.at_once = False
         self.next_offset = 100
         self.fault: Exception | None = None
 
-    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch]) -> None:
+    def append_one(self, ticket: Ticket, batch: PendingBatch) -> None:
+        self.append(ticket, [batch])
+
+    def append(self, ticket: Ticket, batches: Sequence[PendingBatch]) -> None:
         if self.fault is not None:
             raise self.fault
         self.appended += [(ticket, index, batch) for index, batch in enumerate(batches)]

@@ -26,8 +26,8 @@ ANSWERS_SECONDS = 120.0
 """How long a producer that ends waits for its answers, and how long a record may take."""
 
 SESSION_MS = 6_000
-"""A group that could not be heard for longer goes on once the members that gave themselves up meanwhile have expired, so
-this is a part of how long it takes, as in Kafka."""
+"""A group that could not be heard for longer goes on once the members that gave themselves up meanwhile have expired,
+so this is a part of how long it takes, as in Kafka."""
 
 stopping = threading.Event()
 

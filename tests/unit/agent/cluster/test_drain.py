@@ -14,7 +14,7 @@ from agent.drain import DrainReport, drain
 from agent.handlers import find_coordinator, metadata
 from agent.server import KafkaServer
 from agent.wire import apis
-from ingest.ticket import PendingBatch, ProduceTicket
+from ingest.ticket import PendingBatch, Ticket
 from metadata.agent_model import AgentCondition
 from metadata.model import Topic
 from metadata.service import MetadataService
@@ -36,7 +36,7 @@ class Writer(Epochs, FakeWriter):
         self.seconds = 0.3
         self.committed = 0
 
-    def append(self, ticket: ProduceTicket, batches: Sequence[PendingBatch]) -> None:
+    def append(self, ticket: Ticket, batches: Sequence[PendingBatch]) -> None:
         super().append(ticket, batches)
         for _ in batches:
             asyncio.get_running_loop().call_later(self.seconds, self._commit)
