@@ -107,11 +107,27 @@ async def create_topics(host: str, port: int, topics: list[str], tls: ssl.SSLCon
     raise SystemExit("the topics were not ready within 60 tries")
 
 
+async def wait_for_leaders(
+    host: str, port: int, topic: str, partitions: int, tls: ssl.SSLContext | None = None
+) -> None:
+    """Until each partition takes a record: a broker may name a leader that does not know it yet (error 6)."""
+    record = record_batch(1, 100, int(time.time() * 1000))
+    frame = produce_request(topic, dict.fromkeys(range(partitions), record))
+    errors: set[int] = set()
+    for _ in range(60):
+        errors = produce_errors(memoryview(await ask(host, port, frame, tls)))
+        if not errors:
+            return
+        await asyncio.sleep(0.5)
+    raise SystemExit(f"{topic} still answers errors {sorted(errors)} after 60 tries")
+
+
 async def produce(args: argparse.Namespace) -> dict[str, object]:
     now_ms = int(time.time() * 1000)
     tls = None if args.tls_ca is None else ssl.create_default_context(cafile=args.tls_ca)
     if not args.no_create:
         await create_topics(args.host, args.port, [args.topic], tls)
+        await wait_for_leaders(args.host, args.port, args.topic, args.partitions, tls)
     batch = record_batch(args.records, args.value_bytes, now_ms)
     loop = asyncio.get_running_loop()
     pipelines = []
@@ -232,6 +248,7 @@ async def latency(args: argparse.Namespace) -> dict[str, object]:
     end to end includes every wait on the way.
     """
     await create_topics(args.host, args.port, [args.topic])
+    await wait_for_leaders(args.host, args.port, args.topic, args.partitions)
     template = bytearray(record_batch(args.records, args.value_bytes, int(time.time() * 1000)))
     interval = len(template) * args.partitions / args.bytes_per_s
     until = time.time() + args.warmup + args.seconds
