@@ -18,10 +18,11 @@ from dataclasses import dataclass
 
 import crc32c
 import msgspec
-import zstandard
 
 from ingest.batch_header import CHECKED_FROM, CRC_POSITION, HEADER_BYTES, BatchHeader, MalformedRecords
 from ingest.checksum import combine
+from ingest.compacted_segment import CompactedFooter, check_compacted_extents, decode_compacted_footer
+from ingest.segment_ending import SegmentCorrupt, pack_ending, unpack_ending
 from metadata.model import BatchDraft, ExtentDraft, TopicId
 from storage.store import Chunk
 
@@ -30,14 +31,6 @@ SEGMENT_PREFIX = "segments/"
 """Every segment's key starts so."""
 SHARDS = 16
 """Key prefixes that segments are spread over; S3 serves 3,500 PUTs a second on each."""
-TRAILER_BYTES = 24
-FOOTER_BYTES_MAX = 64 << 20
-"""Of an uncompressed footer: a reader's bound."""
-
-_MAGIC = b"TIDELOG\x00"
-_TRAILER = struct.Struct(">IIHHI8s")
-_TRAILER_CHECKED_BYTES = 12
-assert _TRAILER.size == TRAILER_BYTES
 _SMALL_BYTES = 32 << 10
 """Batches below this are copied together; at this size copying costs about what handling a separate chunk does (3 µs:
 laying it out, its checksum over bytes that have left the processor's caches, the store's copy, the tail's views)."""
@@ -45,11 +38,6 @@ _PIECE_BYTES = 1 << 20
 _COMBINED_BYTES_MIN = 256 << 10
 """From this size on a batch's checksum is derived from its own instead of read from its bytes."""
 _CRC = struct.Struct(">I")
-_ZSTD_LEVEL = 1
-
-
-class SegmentCorrupt(Exception):
-    """The object is not a whole, undamaged segment. The message says where."""
 
 
 class FooterExtent(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -122,7 +110,8 @@ def encode_segment(agent_epoch: int, sequence: int, sealed_ms: int, runs: Sequen
         batches = tuple(run.batches)
         drafts.append(ExtentDraft(run.topic_id, run.partition, start, batches))
         rows.append(FooterExtent(run.topic_id, run.partition, start, end - start, run_checksum, batches))
-    ending = _encode_ending(SegmentFooter(agent_epoch, sequence, sealed_ms, tuple(rows)))
+    footer = SegmentFooter(agent_epoch, sequence, sealed_ms, tuple(rows))
+    ending = pack_ending(msgspec.msgpack.encode(footer), FORMAT_VERSION)
     return EncodedSegment(
         layout.data,
         ending,
@@ -191,64 +180,37 @@ def _running_checksums(layout: _Layout, ends: Sequence[int]) -> tuple[list[int],
     return checksums, checksum
 
 
-def _encode_ending(footer: SegmentFooter) -> bytes:
-    plain = msgspec.msgpack.encode(footer)
-    packed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(plain)
-    checked = packed + _TRAILER.pack(len(packed), len(plain), FORMAT_VERSION, 0, 0, _MAGIC)[:_TRAILER_CHECKED_BYTES]
-    return checked + struct.pack(">I8s", crc32c.crc32c(checked), _MAGIC)
-
-
 # --- reading ----------------------------------------------------------------------------------------------
 
 
-def ending_byte_length(tail: Chunk) -> int:
-    """How many bytes at the object's end are footer and trailer, from its last 24 bytes (or more).
-
-    :raises SegmentCorrupt: not a trailer of a version known here.
-    """
-    packed_length, plain_length, version, _, _, magic = _unpack_trailer(tail)
-    if magic != _MAGIC:
-        raise SegmentCorrupt("the object does not end with a segment's trailer")
-    if version != FORMAT_VERSION:
-        raise SegmentCorrupt(f"segment format version {version}, known is {FORMAT_VERSION}")
-    if not 0 < packed_length <= FOOTER_BYTES_MAX or not 0 < plain_length <= FOOTER_BYTES_MAX:
-        raise SegmentCorrupt(f"a footer of {packed_length} ({plain_length}) bytes")
-    return packed_length + TRAILER_BYTES
-
-
-def decode_footer(tail: Chunk, object_byte_length: int) -> SegmentFooter:
-    """The footer, from the end of an object of ``object_byte_length`` bytes: at least :func:`ending_byte_length` of it.
+def decode_footer(tail: Chunk, object_byte_length: int) -> SegmentFooter | CompactedFooter:
+    """The footer, from the end of an object of ``object_byte_length`` bytes: at least ``ending_byte_length`` of it.
 
     Checked: its checksum, its types, and that the rows cover the object's data exactly, batch by batch.
 
     :raises SegmentCorrupt:
     """
-    ending_bytes = ending_byte_length(tail)
-    if len(tail) < ending_bytes or object_byte_length < len(tail):
-        raise SegmentCorrupt(f"footer and trailer take {ending_bytes} bytes, there are {len(tail)}")
-    ending = memoryview(tail)[len(tail) - ending_bytes :]
-    _, plain_length, _, _, checksum, _ = _unpack_trailer(tail)
-    if crc32c.crc32c(ending[: ending_bytes - TRAILER_BYTES + _TRAILER_CHECKED_BYTES]) != checksum:
-        raise SegmentCorrupt("the footer's checksum does not match")
-    packed = ending[: ending_bytes - TRAILER_BYTES]
+    version, plain, data_byte_length = unpack_ending(tail, object_byte_length)
+    if version != FORMAT_VERSION:
+        return decode_compacted_footer(plain, data_byte_length)
     try:
-        if zstandard.frame_content_size(packed) != plain_length:
-            raise SegmentCorrupt("the footer's length does not match")
-        plain = zstandard.ZstdDecompressor().decompress(packed, max_output_size=plain_length)
         footer = msgspec.msgpack.decode(plain, type=SegmentFooter)
-    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+    except msgspec.MsgspecError as error:
         raise SegmentCorrupt(f"the footer cannot be read: {error}") from None
-    _check_layout(footer, object_byte_length - ending_bytes)
+    _check_layout(footer, data_byte_length)
     return footer
 
 
-def check_segment(data: Chunk) -> SegmentFooter:
+def check_segment(data: Chunk) -> SegmentFooter | CompactedFooter:
     """Read a whole object and believe nothing: footer, every run's checksum, every batch's header and CRC32C.
 
     :raises SegmentCorrupt: naming the first run and batch that differ.
     """
     footer = decode_footer(data, len(data))
     view = memoryview(data)
+    if isinstance(footer, CompactedFooter):
+        check_compacted_extents(view, footer)
+        return footer
     checksum = 0
     for extent in footer.extents:
         position = extent.byte_position
@@ -260,13 +222,6 @@ def check_segment(data: Chunk) -> SegmentFooter:
             _check_batch(view[position : position + batch.byte_length], batch, f"{where}, batch at byte {position}")
             position += batch.byte_length
     return footer
-
-
-def _unpack_trailer(tail: Chunk) -> tuple[int, int, int, int, int, bytes]:
-    if len(tail) < TRAILER_BYTES:
-        raise SegmentCorrupt(f"{len(tail)} bytes are no segment")
-    trailer: tuple[int, int, int, int, int, bytes] = _TRAILER.unpack_from(tail, len(tail) - TRAILER_BYTES)
-    return trailer
 
 
 def _check_layout(footer: SegmentFooter, data_byte_length: int) -> None:

@@ -105,6 +105,13 @@ class PeerServer:
                 return views  # views keep the bytes alive; the segment's own count ends when it is evicted
         if wanted.memory_only:
             return None
+        if wanted.exactly:
+            try:
+                entry = await self._blocks.read_exactly(wanted.segment_key, wanted.start, wanted.length)
+            except StorageError:
+                return None
+            pins.append(entry)
+            return [memoryview(entry.value)]
         size = self._blocks.size(wanted.hot)
         begin, end = wanted.start, wanted.start + wanted.length
         views = []

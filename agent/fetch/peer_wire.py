@@ -21,13 +21,15 @@ MISSING = -1
 
 
 class PeerRange(msgspec.Struct, frozen=True, array_like=True):
-    """``length`` bytes from ``start`` on. ``memory_only``: not worth a read of the object store."""
+    """``length`` bytes from ``start`` on. ``memory_only``: not worth a read of the object store. ``exactly``: a large
+    extent, worth a read of its own."""
 
     segment_key: str
     start: int
     length: int
     hot: bool
     memory_only: bool
+    exactly: bool = False
 
 
 class PeerRead(msgspec.Struct, frozen=True, array_like=True):

@@ -18,6 +18,7 @@ from agent.fetch.metrics import FetchMetrics
 from agent.fetch.patch import Run, RunBuilder
 from agent.fetch.peer_wire import PeerRange
 from agent.fetch.peers import PeerReader
+from agent.fetch.placed import PlacedRunBuilder, reads_exactly, run_builder
 from agent.fetch.pool import PURPOSE, Entry
 from agent.fetch.ring import Ring
 from metadata.agent_model import AgentInfo
@@ -93,6 +94,30 @@ class BlockReader:
             self._metrics.joined_reads += 1
         return await self._flights.wait(flight)
 
+    async def read_exactly(self, segment_key: str, start: int, length: int) -> Entry[bytes]:
+        """``length`` bytes from ``start`` on by a GET of their own (or fewer, where the object ends): a large extent.
+
+        :raises storage.store.StorageError:
+        """
+        key = (segment_key, -length, start)  # blocks have positive sizes
+        entry = self._cache.block(*key)
+        if entry is not None:
+            self._metrics.block_hits += 1
+            entry.pin()
+            return entry
+        flight = self._flights.running(key)
+        if flight is None:
+
+            async def work(flight: Flight[bytes]) -> Entry[bytes]:
+                async with self._cold_reads, self._reads:
+                    data = await self._get(segment_key, start, length)
+                return self._cache.keep_block(*key, data, False, flight.waiters)
+
+            flight = self._flights.launch(key, work)
+        else:
+            self._metrics.joined_reads += 1
+        return await self._flights.wait(flight)
+
     def read_ahead(self, segment_key: str, index: int) -> bool:
         """Start reading a block that a catching-up consumer will want next; False when enough is under way."""
         key = (segment_key, self._block_bytes, index)
@@ -113,17 +138,17 @@ class BlockReader:
 
         async def work(flight: Flight[bytes]) -> Entry[bytes]:
             async with self._hot_reads if hot else self._cold_reads, self._reads:
-                data = await self._get(segment_key, size, index)
+                data = await self._get(segment_key, index * size, size)
             return self._cache.keep_block(segment_key, size, index, data, hot, flight.waiters)
 
         return self._flights.launch((segment_key, size, index), work)
 
-    async def _get(self, segment_key: str, size: int, index: int) -> bytes:
+    async def _get(self, segment_key: str, start: int, length: int) -> bytes:
         self._metrics.block_reads += 1
-        self._budget.take(PURPOSE, size)
+        self._budget.take(PURPOSE, length)
         try:
             async with asyncio.timeout(self._deadline_ms / 1000):
-                return await self._store.get(segment_key, index * size, size)
+                return await self._store.get(segment_key, start, length)
         except TimeoutError:
             self._metrics.block_reads_failed += 1
             raise StorageUnavailable(f"get {segment_key}: no answer in {self._deadline_ms} ms") from None
@@ -131,7 +156,7 @@ class BlockReader:
             self._metrics.block_reads_failed += 1
             raise
         finally:
-            self._budget.give(PURPOSE, size)
+            self._budget.give(PURPOSE, length)
 
 
 class RunReader:
@@ -176,7 +201,7 @@ class RunReader:
         if segment is None or views is None:
             return None
         self._metrics.writer_hits += 1
-        builder = RunBuilder(extent, views)
+        builder = run_builder(extent, views)
         source = cast("Entry[object]", segment)
         if builder.advance(PATCH_AT_ONCE):
             return self._cache.keep_run(extent, builder.finish(), True, 1, [source])
@@ -211,7 +236,8 @@ class RunReader:
         """Start reading what a catching-up consumer will want next; False when enough is under way."""
         if self.in_memory(extent) or self._flights.is_running(_key(extent)):
             return True
-        if self._ring.owner(extent.segment_key, self._blocks.tail_index(extent.byte_position)) is None:
+        owner = self._ring.owner(extent.segment_key, self._blocks.tail_index(extent.byte_position))
+        if owner is None and not reads_exactly(extent):
             size = self._blocks.size(hot=False)
             return all(self._blocks.read_ahead(extent.segment_key, index) for index in _blocks_of(extent, size))
         if self._ahead >= self._blocks.cold_reads_max:
@@ -228,7 +254,7 @@ class RunReader:
             sources: list[Entry[bytes]] = []
             try:
                 views = await self._views(extent, hot, sources)
-                builder = RunBuilder(extent, views)
+                builder = run_builder(extent, views)
                 await _advance_slowly(builder)
                 kept = [cast("Entry[object]", source) for source in sources]
                 return self._cache.keep_run(extent, builder.finish(), hot, flight.waiters, kept)
@@ -245,6 +271,8 @@ class RunReader:
             view = await self._ask(writer, PeerRange(key, position, length, hot, memory_only=True), sources)
             if view is not None:
                 return [view]
+        if reads_exactly(extent):
+            return [await self._exact_view(key, position, length, sources)]
         from_tail = hot or self._blocks.in_tail_block(key, position)
         size = self._blocks.size(from_tail)
 
@@ -267,6 +295,17 @@ class RunReader:
             views.append(outcome)
         return views
 
+    async def _exact_view(self, key: str, position: int, length: int, sources: list[Entry[bytes]]) -> memoryview:
+        owner = self._ring.owner(key, self._blocks.tail_index(position))
+        if owner is not None:
+            wanted = PeerRange(key, position, length, hot=False, memory_only=False, exactly=True)
+            view = await self._ask(owner, wanted, sources)
+            if view is not None:
+                return view
+        entry = await self._blocks.read_exactly(key, position, length)
+        sources.append(entry)
+        return memoryview(entry.value)
+
     async def _ask(self, peer: AgentInfo, wanted: PeerRange, sources: list[Entry[bytes]]) -> memoryview | None:
         data = await self._peers.read(peer, wanted)
         if data is None:
@@ -284,7 +323,7 @@ def _key(extent: Extent) -> tuple[str, int]:
     return (extent.segment_key, extent.byte_position)
 
 
-async def _advance_slowly(builder: RunBuilder) -> None:
+async def _advance_slowly(builder: RunBuilder | PlacedRunBuilder) -> None:
     done = builder.advance(PATCH_AT_ONCE)
     while not done:
         await asyncio.sleep(0)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.segment import PartitionRun, SegmentCorrupt, check_segment, decode_footer, encode_segment
+from ingest.segment import PartitionRun, check_segment, decode_footer, encode_segment
+from ingest.segment_ending import SegmentCorrupt
 from tests.support.batches import build_batch
 from tests.support.ingest_fakes import pending
 

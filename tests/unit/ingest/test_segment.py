@@ -9,17 +9,15 @@ import crc32c
 import pytest
 
 from ingest.segment import (
-    TRAILER_BYTES,
     EncodedSegment,
     PartitionRun,
-    SegmentCorrupt,
     SegmentName,
     check_segment,
     decode_footer,
     encode_segment,
-    ending_byte_length,
     parse_segment_key,
 )
+from ingest.segment_ending import TRAILER_BYTES, SegmentCorrupt, ending_byte_length
 from metadata.model import BatchDraft, ExtentDraft
 from tests.support.batches import build_batch
 from tests.support.ingest_fakes import TOPIC, pending

@@ -1,0 +1,167 @@
+"""Which segments are compacted together: levels and runs, as in a log-structured merge tree. Pure.
+
+Ingested segments are level 0, in the order of their commits. A job takes neighbours of one level and makes segments of
+the next; those of one job are a *run*, and carry the time of the oldest commit in it, which keeps the order. Neighbours
+in commit order are neighbours in the offsets of every partition, so extents of a partition in a job touch and are
+joined. Source: docs/rfcs/0007-compaction.md; tiered compaction as in RocksDB's universal style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import msgspec
+
+from metadata.model import Extent
+
+EXTENT_BYTES_MAX = 8 << 20
+"""An extent that compaction makes is no larger, unless it was when it was ingested."""
+FINISHED_EXTENT_BYTES = EXTENT_BYTES_MAX // 2
+"""Segments whose extents are as large on average gain nothing from compaction."""
+FINISHED_LEVEL = 9
+LEVELS = 5
+"""Levels that are compacted: 0 to 4."""
+SEGMENTS_PER_JOB_MAX = 1_024
+EXTENTS_PER_JOB_MAX = 100_000
+SWAPPED_EXTENTS_MAX = 4_096
+"""Extents replaced in one swap (more only where one range has more): what a commit may have to wait for."""
+
+
+class SegmentSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A segment that extents still reference: ``live_extents`` of them, ``live_bytes`` of its ``byte_length``."""
+
+    agent_epoch: int
+    sequence: int
+    segment_key: str
+    byte_length: int
+    level: int
+    commit_ms: int
+    live_extents: int
+    live_bytes: int
+
+    @property
+    def name(self) -> tuple[int, int]:
+        """(agent epoch, sequence): what the metadata knows it by."""
+        return self.agent_epoch, self.sequence
+
+
+class CompactionJob(msgspec.Struct, frozen=True):
+    """Rewrite what is referenced of ``segments``, neighbours of ``level``, into segments of the level above."""
+
+    level: int
+    segments: tuple[SegmentSummary, ...]
+
+
+class ExtentSwap(msgspec.Struct, frozen=True):
+    """Make a compacted segment's extents take the place of those that tile exactly the same offsets and lie in
+    ``inputs``. Keyed by (agent epoch, ``sequence``) and by the ranges: repeating it changes nothing more.
+
+    A segment's extents may be swapped in by several calls; each adds to the segment.
+    """
+
+    sequence: int
+    segment_key: str
+    byte_length: int
+    level: int
+    commit_ms: int
+    """Of the oldest input."""
+    inputs: frozenset[str]
+    """Segment keys."""
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLimits:
+    """``job_bytes`` of level 0 make a job, ``fan_in`` runs of those above; what is younger than ``min_age_ms`` rests;
+    what is older than ``wait_ms`` waits no longer for company."""
+
+    job_bytes: int
+    fan_in: int
+    min_age_ms: int
+    wait_ms: int
+
+
+def initial_level(live_bytes: int, live_extents: int) -> int:
+    """Of a segment as it is committed."""
+    return FINISHED_LEVEL if live_extents and live_bytes >= live_extents * FINISHED_EXTENT_BYTES else 0
+
+
+def next_level(level: int, byte_length: int, extent_count: int) -> int:
+    """Of a segment with ``extent_count`` extents that a job on ``level`` makes."""
+    if level + 1 >= LEVELS or byte_length >= extent_count * FINISHED_EXTENT_BYTES:
+        return FINISHED_LEVEL
+    return level + 1
+
+
+def plan(
+    segments: Mapping[int, Sequence[SegmentSummary]],
+    busy: Container[tuple[int, int]],
+    now_ms: int,
+    limits: PlanLimits,
+    count: int,
+) -> list[CompactionJob]:
+    """Up to ``count`` jobs that can be done at the same time, the highest levels first: those come seldom.
+
+    ``segments``: the oldest live ones of each level, oldest first, whole runs but perhaps the last. ``busy``: being
+    compacted now. No two jobs have a segment in common.
+    """
+    jobs: list[CompactionJob] = []
+    for level in range(LEVELS - 1, -1, -1):
+        # What is still to come from below belongs between the runs that are here: nothing younger is touched.
+        below = [found[0].commit_ms for lower in range(level) if (found := segments.get(lower, ()))]
+        until_ms = min(below, default=now_ms + 1) if level else now_ms - limits.min_age_ms + 1
+        for job in _jobs(level, segments.get(level, ()), busy, until_ms, now_ms, limits):
+            if len(jobs) == count:
+                return jobs
+            jobs.append(job)
+    return jobs
+
+
+def _jobs(
+    level: int,
+    segments: Sequence[SegmentSummary],
+    busy: Container[tuple[int, int]],
+    until_ms: int,
+    now_ms: int,
+    limits: PlanLimits,
+) -> Iterator[CompactionJob]:
+    window = _Window()
+    for commit_ms, members in groupby(segments, key=lambda segment: segment.commit_ms):
+        run = list(members)
+        if commit_ms >= until_ms:
+            break
+        if any(segment.name in busy for segment in run):
+            window = _Window()  # what lies on both sides of it does not touch
+            continue
+        if not window.has_room(run):
+            yield CompactionJob(level, tuple(window.segments))
+            window = _Window()
+        window.add(run)
+        if window.runs >= limits.fan_in if level else window.live_bytes >= limits.job_bytes:
+            yield CompactionJob(level, tuple(window.segments))
+            window = _Window()
+    if not level and len(window.segments) > 1 and window.segments[0].commit_ms <= now_ms - limits.wait_ms:
+        yield CompactionJob(level, tuple(window.segments))
+
+
+class _Window:
+    """Neighbours that may become a job."""
+
+    def __init__(self) -> None:
+        self.segments: list[SegmentSummary] = []
+        self.runs = 0
+        self.live_bytes = 0
+        self._live_extents = 0
+
+    def has_room(self, run: Sequence[SegmentSummary]) -> bool:
+        extents = self._live_extents + sum(segment.live_extents for segment in run)
+        fits = len(self.segments) + len(run) <= SEGMENTS_PER_JOB_MAX and extents <= EXTENTS_PER_JOB_MAX
+        return fits or not self.segments
+
+    def add(self, run: Sequence[SegmentSummary]) -> None:
+        self.segments += run
+        self.runs += 1
+        self.live_bytes += sum(segment.live_bytes for segment in run)
+        self._live_extents += sum(segment.live_extents for segment in run)
