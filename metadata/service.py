@@ -37,6 +37,7 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
+from metadata.lifecycle import Purger, SteadyTime
 from metadata.listeners import Listeners, MetadataSubscription
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
@@ -115,6 +116,7 @@ class MetadataService:
             self._high_watermark,
             self.find_extents,
         )
+        self._purger = Purger(store, clock, SteadyTime(clock))
         metrics.topics.set_function(lambda: len(self._visible.topics))
         metrics.partitions.set_function(lambda: self._visible.partition_count)
         metrics.producers.set_function(lambda: self._state.producer_count)
@@ -129,6 +131,7 @@ class MetadataService:
         snapshot = await self._pipeline.start(self._supervisor, cluster_id)
         await self._groups.start()
         self._agents.start()
+        self._purger.start(self._supervisor)
         self._supervisor.start("metadata-expiry", self._expire())
         _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
 
@@ -364,6 +367,7 @@ class MetadataService:
 
     def _topic_dropped(self, topic_id: TopicId) -> None:
         self._visible.drop_topic(topic_id)
+        self._purger.wake()
         self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
 
     # --- subscriptions ----------------------------------------------------------------------------------

@@ -18,15 +18,19 @@ from metadata.store.port import (
     CallsForgotten,
     Change,
     CounterSaved,
+    DeadSegment,
     ExtentsAdded,
     GroupDropped,
     GroupSaved,
+    LogStartMoved,
     OffsetsDropped,
     OffsetsSaved,
     PartitionRow,
     ProducerSaved,
     ProducersExpired,
     SegmentAdded,
+    SegmentsDropped,
+    SegmentTotals,
     StoreSnapshot,
     StoreUnavailable,
     TopicDropped,
@@ -41,6 +45,7 @@ class _Partition:
         self.producer_id_floor = producer_id_floor
         self.extents: list[Extent] = []
         self.timestamps_max: list[int] = []
+        self.log_start_offset = 0
         self.high_watermark = 0
 
     def add(self, extent: Extent) -> None:
@@ -48,9 +53,40 @@ class _Partition:
         self.timestamps_max.append(max(extent.max_timestamp_ms, self.max_timestamp_ms))
         self.high_watermark = extent.last_offset + 1
 
+    def trim(self, count_max: int) -> list[Extent]:
+        """Up to ``count_max`` extents that end below the log start; they are gone."""
+        count = bisect_left(self.extents, self.log_start_offset, key=lambda extent: extent.last_offset)
+        gone = self.extents[: min(count, count_max)]
+        del self.extents[: len(gone)], self.timestamps_max[: len(gone)]
+        return gone
+
     @property
     def max_timestamp_ms(self) -> int:
-        return self.timestamps_max[-1] if self.timestamps_max else -1
+        """Of what was added since the partition was last empty: an upper bound of what is left."""
+        empty = self.log_start_offset == self.high_watermark or not self.timestamps_max
+        return -1 if empty else self.timestamps_max[-1]
+
+
+class _Segment:
+    """A committed object, and how much of it is referenced."""
+
+    def __init__(self, number: int, added: SegmentAdded) -> None:
+        self.number = number
+        self.added = added
+        self.live_extents = 0
+        self.live_bytes = 0
+        self.dead_ms = added.commit_ms
+
+    def reference(self, extent: Extent) -> None:
+        self.live_extents += 1
+        self.live_bytes += extent.byte_length
+        self.dead_ms = 0
+
+    def release(self, extent: Extent, now_ms: int) -> None:
+        self.live_extents -= 1
+        self.live_bytes -= extent.byte_length
+        if self.live_extents == 0:
+            self.dead_ms = now_ms
 
 
 class MemoryMetadataStore:
@@ -62,7 +98,11 @@ class MemoryMetadataStore:
         self._topics: dict[TopicId, Topic] = {}
         self._partitions: dict[tuple[TopicId, int], _Partition] = {}
         self._producers: dict[tuple[TopicId, int, int], ProducerSaved] = {}
-        self._segments: set[tuple[int, int]] = set()
+        self._segments: dict[tuple[int, int], _Segment] = {}
+        self._segments_by_key: dict[str, _Segment] = {}
+        self._segment_number = 0
+        self._dropped: list[Extent] = []
+        """Extents of dropped topics, to be purged."""
         self._answers: dict[int, dict[int, SegmentAdded]] = {}
         self._agents: dict[str, AgentSaved] = {}
         self._calls: dict[str, CallAnswered] = {}
@@ -119,8 +159,41 @@ class MemoryMetadataStore:
         kept = self._partitions.get((topic_id, partition))
         if kept is None:
             return None
-        index = bisect_right(kept.timestamps_max, timestamp_ms - 1)
-        return kept.extents[index] if index < len(kept.extents) else None
+        first = bisect_left(kept.extents, kept.log_start_offset, key=lambda extent: extent.last_offset)
+        index = bisect_right(kept.timestamps_max, timestamp_ms - 1, first)
+        return next((extent for extent in kept.extents[index:] if extent.max_timestamp_ms >= timestamp_ms), None)
+
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        gone, self._dropped = self._dropped[:row_max], self._dropped[row_max:]
+        for partition in self._partitions.values():
+            gone += partition.trim(row_max - len(gone))
+        for extent in gone:
+            self._segments_by_key[extent.segment_key].release(extent, now_ms)
+        return len(gone) == row_max
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        dead = [
+            DeadSegment(*key, segment.added.segment_key, segment.added.byte_length, segment.dead_ms)
+            for key, segment in self._segments.items()
+            if 0 < segment.dead_ms <= until_ms and key[1] not in self._answers.get(key[0], {})
+        ]
+        return sorted(dead, key=lambda segment: segment.dead_ms)[:count_max]
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        found = ((key, self._segments.get(key)) for key in segments)
+        return {key: segment.added.segment_key for key, segment in found if segment is not None}
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        segments = [segment for segment in self._segments.values() if segment.number > after_id][:row_max]
+        dead = [segment.added.byte_length for segment in segments if segment.dead_ms]
+        return SegmentTotals(
+            len(segments),
+            sum(segment.added.byte_length for segment in segments),
+            sum(segment.live_bytes for segment in segments),
+            len(dead),
+            sum(dead),
+            segments[-1].number if len(segments) == row_max else 0,
+        )
 
     def _snapshot(self) -> StoreSnapshot:
         if self._cluster_id is None:
@@ -129,7 +202,14 @@ class MemoryMetadataStore:
             self._cluster_id,
             tuple(self._topics.values()),
             tuple(
-                PartitionRow(topic_id, partition, 0, kept.high_watermark, kept.max_timestamp_ms, kept.producer_id_floor)
+                PartitionRow(
+                    topic_id,
+                    partition,
+                    kept.log_start_offset,
+                    kept.high_watermark,
+                    kept.max_timestamp_ms,
+                    kept.producer_id_floor,
+                )
                 for (topic_id, partition), kept in self._partitions.items()
             ),
             tuple(self._producers.values()),
@@ -161,15 +241,32 @@ class MemoryMetadataStore:
                     if extent.segment_key not in segments or offsets.get(key) != extent.base_offset:
                         raise ValueError(f"extent does not follow: {extent}")
                     offsets[key] = extent.last_offset + 1
+            elif isinstance(change, LogStartMoved):
+                key = (change.topic_id, change.partition)
+                if key not in offsets and key in self._partitions:
+                    offsets[key] = self._partitions[key].high_watermark
+                if key not in offsets or change.log_start_offset > offsets[key]:
+                    raise ValueError(f"log start above the high watermark: {change}")
 
     def _apply(self, change: Change) -> None:
         match change:
             case ExtentsAdded(extents=extents):
                 for extent in extents:
                     self._partitions[extent.topic_id, extent.partition].add(extent)
+                    self._segments_by_key[extent.segment_key].reference(extent)
             case SegmentAdded():
-                self._segments.add((change.agent_epoch, change.sequence))
+                self._segment_number += 1
+                segment = _Segment(self._segment_number, change)
+                self._segments[change.agent_epoch, change.sequence] = segment
+                self._segments_by_key[change.segment_key] = segment
                 self._answers.setdefault(change.agent_epoch, {})[change.sequence] = change
+            case SegmentsDropped(segments=segments):
+                for each in segments:
+                    if each in self._segments and self._segments[each].dead_ms:
+                        del self._segments_by_key[self._segments.pop(each).added.segment_key]
+            case LogStartMoved():
+                moved = self._partitions[change.topic_id, change.partition]
+                moved.log_start_offset = max(moved.log_start_offset, change.log_start_offset)
             case AnswersSettled():
                 answers = self._answers.get(change.agent_epoch, {})
                 for sequence in [sequence for sequence in answers if sequence <= change.sequence]:
@@ -218,7 +315,7 @@ class MemoryMetadataStore:
         if topic is None:
             return
         for partition in range(topic.partition_count):
-            self._partitions.pop((topic_id, partition), None)
+            self._dropped += self._partitions.pop((topic_id, partition)).extents
         self._producers = {key: saved for key, saved in self._producers.items() if key[0] != topic_id}
         for offsets in self._offsets.values():
             for key in [key for key in offsets if key[0] == topic_id]:

@@ -24,7 +24,7 @@ class TopicSaved(msgspec.Struct, frozen=True, tag=True):
 class TopicDropped(msgspec.Struct, frozen=True, tag=True):
     """The topic, its partitions, extents, producer states and committed group offsets.
 
-    Nothing of it is found after the write; what takes long to remove may be removed later.
+    Nothing of it is found after the write; what takes long to remove is left to :meth:`MetadataStore.purge`.
     """
 
     topic_id: TopicId
@@ -33,7 +33,8 @@ class TopicDropped(msgspec.Struct, frozen=True, tag=True):
 class ExtentsAdded(msgspec.Struct, frozen=True, tag=True, gc=False):
     """New extents in offset order per partition; the partition's high watermark and max timestamp move with them.
 
-    Their segments were added by a :class:`SegmentAdded` earlier in the same write.
+    Their segments were added by a :class:`SegmentAdded` earlier in the same write, and nothing that removes rows came
+    in between. Each segment's row counts the extents, and their bytes, that reference it.
     """
 
     extents: tuple[Extent, ...]
@@ -49,6 +50,24 @@ class SegmentAdded(msgspec.Struct, frozen=True, tag=True, gc=False):
     commit_ms: int
     answer: bytes
     """The MessagePack :class:`metadata.model.SegmentCommitted`, for a retried commit."""
+
+
+class SegmentsDropped(msgspec.Struct, frozen=True, tag=True):
+    """Objects of dead segments have been deleted: their rows go. A segment that is referenced is left alone."""
+
+    segments: tuple[tuple[int, int], ...]
+    """(agent epoch, sequence)"""
+
+
+class LogStartMoved(msgspec.Struct, frozen=True, tag=True):
+    """Records below ``log_start_offset`` are gone; it never falls, nor passes the high watermark.
+
+    Extents that end below it are found no more once :meth:`MetadataStore.purge` has removed them; nobody asks for them.
+    """
+
+    topic_id: TopicId
+    partition: int
+    log_start_offset: int
 
 
 class AnswersSettled(msgspec.Struct, frozen=True, tag=True):
@@ -147,6 +166,8 @@ Change = (
     | TopicDropped
     | ExtentsAdded
     | SegmentAdded
+    | SegmentsDropped
+    | LogStartMoved
     | AnswersSettled
     | ProducerSaved
     | ProducersExpired
@@ -185,6 +206,38 @@ class StoreSnapshot(msgspec.Struct, frozen=True):
     groups: tuple[GroupRecord, ...]
     offsets: dict[str, tuple[OffsetRecord, ...]]
     calls: tuple[CallAnswered, ...] = ()
+
+
+class DeadSegment(msgspec.Struct, frozen=True):
+    """A segment that no extent references any more."""
+
+    agent_epoch: int
+    sequence: int
+    segment_key: str
+    byte_length: int
+    dead_ms: int
+
+
+class SegmentTotals(msgspec.Struct, frozen=True):
+    """Sums over some segments, in the order they were committed."""
+
+    segments: int = 0
+    segment_bytes: int = 0
+    live_bytes: int = 0
+    dead_segments: int = 0
+    dead_bytes: int = 0
+    last_id: int = 0
+    """Where the next part begins; 0: this was the last one."""
+
+    def plus(self, other: SegmentTotals) -> SegmentTotals:
+        return SegmentTotals(
+            self.segments + other.segments,
+            self.segment_bytes + other.segment_bytes,
+            self.live_bytes + other.live_bytes,
+            self.dead_segments + other.dead_segments,
+            self.dead_bytes + other.dead_bytes,
+            other.last_id,
+        )
 
 
 class StoreUnavailable(Exception):
@@ -245,6 +298,26 @@ class MetadataStore(Protocol):
     ) -> list[Extent]:
         """As :class:`metadata.model.ExtentsQuery`, but none with ``base_offset >= before_offset``."""
 
-    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None: ...
+    async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
+        """The first extent that reaches above the log start offset and has ``timestamp_ms`` or a later one in it."""
+
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        """Remove up to about ``row_max`` rows of dropped topics, and of extents below their partitions' log starts, in
+        one transaction; True when there may be more. Segments that nothing references any more are dead at ``now_ms``.
+
+        It waits for the writes that came before it, and those that come during it wait for this one transaction.
+
+        :raises Deposed: nothing was removed.
+        :raises StoreUnavailable: outcome unknown; safe to repeat.
+        """
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        """Segments dead since ``until_ms`` or earlier, longest first; none whose answer may still be asked for."""
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        """The keys of those (agent epoch, sequence) that were committed and whose rows are there."""
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        """Of up to ``row_max`` segments after the one called ``after_id`` (0: from the first)."""
 
     async def close(self) -> None: ...

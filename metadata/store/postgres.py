@@ -18,7 +18,7 @@ from metadata.model import Extent, TopicId
 from metadata.store import postgres_leadership as leadership
 from metadata.store import postgres_reader
 from metadata.store.migrations import READ_REVISION, needs_migration
-from metadata.store.port import Change, Deposed, StoreSnapshot, StoreUnavailable
+from metadata.store.port import Change, DeadSegment, Deposed, SegmentTotals, StoreSnapshot, StoreUnavailable
 from metadata.store.postgres_connections import Connection, Pool, PostgresServer
 from metadata.store.postgres_writer import PostgresWriter, purge
 from runtime.clock import Clock
@@ -34,8 +34,6 @@ LEASE_SURE = 3 / 4
 """Of the lease: so long after a renewal a leader may still be sure of itself."""
 READ_SECONDS = 5.0
 READERS = 4
-PURGE_ROWS = 1_000
-"""Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
 CLOSE_SECONDS = 3.0
 """For a write that is under way when the store is closed."""
 EMBEDDED_RENEW_SECONDS = 1.0
@@ -64,7 +62,6 @@ class PostgresMetadataStore:
         self._readers: Pool | None = None
         self._closed = False
         self._tasks = Supervisor()
-        self._purging: asyncio.Task[None] | None = None
 
     async def lead(self) -> int:
         """See :meth:`metadata.store.port.MetadataStore.lead`. All processes must log in as the same user."""
@@ -141,10 +138,8 @@ class PostgresMetadataStore:
             if self._writer is None:
                 raise StoreUnavailable(f"{self._server.name} must be reloaded after a failed write")
             writer, self._writer = self._writer, None
-            dropped = await writer.write(connection, changes)
+            await writer.write(connection, changes)
             self._writer = writer  # after an error it may remember more than what is durable: only a reload makes one
-        if dropped:
-            self._purge_later()
 
     async def reload(self) -> StoreSnapshot:
         self._writer = None
@@ -160,6 +155,24 @@ class PostgresMetadataStore:
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
         async with self._reading() as pool:
             return await postgres_reader.find_extent_by_timestamp(pool, topic_id, partition, timestamp_ms)
+
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        async with self._writing("purged", within_lease=True) as connection:
+            if self._writer is None:
+                raise StoreUnavailable(f"{self._server.name} must be reloaded after a failed write")
+            return await purge(connection, self._leading(), row_max, now_ms)
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        async with self._reading() as pool:
+            return await postgres_reader.find_dead_segments(pool, until_ms, count_max)
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        async with self._reading() as pool:
+            return await postgres_reader.find_segments(pool, segments)
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        async with self._reading() as pool:
+            return await postgres_reader.segment_totals(pool, after_id, row_max)
 
     async def close(self) -> None:
         """Finish a write that is under way, within some seconds, and give up the lock. Idempotent."""
@@ -249,7 +262,6 @@ class PostgresMetadataStore:
 
     async def _load(self, connection: Connection) -> StoreSnapshot:
         snapshot, self._writer = await postgres_reader.load(connection, self._leading())
-        self._purge_later()
         return snapshot
 
     @asynccontextmanager
@@ -283,21 +295,6 @@ class PostgresMetadataStore:
                 return
             except StoreUnavailable as error:
                 _log.warning("metadata_not_renewed", error=str(error))
-
-    def _purge_later(self) -> None:
-        """Remove rows of deleted topics behind whatever is queued, one bounded transaction at a time."""
-        if not self._closed and (self._purging is None or self._purging.done()):
-            self._purging = self._tasks.start("metadata-purge", self._purge())
-
-    async def _purge(self) -> None:
-        """Ends when there is nothing left, or at the first failure: the next start goes on with it."""
-        more = True
-        try:
-            while more:
-                async with self._writing("purged", within_lease=True) as connection:
-                    more = self._writer is not None and await purge(connection, self._leading(), PURGE_ROWS)
-        except (StoreUnavailable, ValueError) as error:
-            _log.warning("metadata_purge_failed", error=str(error))
 
 
 async def _warn_of_settings(connection: Connection) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from metadata.store.port import SegmentAdded
+
 Row = tuple[int | str | bytes, ...]
 
 # Table, its columns with their types, and what to do with a row whose key is there. Rows of one statement have
@@ -19,7 +21,7 @@ _TABLES: tuple[tuple[str, str, str], ...] = (
     (
         "segments",
         "segment_id bigint, agent_epoch bigint, sequence bigint, segment_key text, byte_length bigint,"
-        " commit_ms bigint",
+        " commit_ms bigint, live_extents bigint, live_bytes bigint, dead_ms bigint",
         "",
     ),
     ("answers", "agent_epoch bigint, sequence bigint, answer bytea", ""),
@@ -82,6 +84,32 @@ _KINDS = [[column.split()[1] for column in declared.split(", ")] for _, declared
 _encode = msgspec.json.Encoder().encode
 
 
+class SegmentRow:
+    """A segment that is being added, and how much of it is referenced."""
+
+    __slots__ = ("added", "live_bytes", "live_extents", "segment_id")
+
+    def __init__(self, segment_id: int, added: SegmentAdded) -> None:
+        self.segment_id = segment_id
+        self.added = added
+        self.live_extents = 0
+        self.live_bytes = 0
+
+    def row(self) -> Row:
+        added = self.added
+        return (
+            self.segment_id,
+            added.agent_epoch,
+            added.sequence,
+            added.segment_key,
+            added.byte_length,
+            added.commit_ms,
+            self.live_extents,
+            self.live_bytes,
+            0 if self.live_extents else added.commit_ms,
+        )
+
+
 class Bulk:
     """The rows of one bulk statement, by table and key."""
 
@@ -89,7 +117,7 @@ class Bulk:
 
     def __init__(self) -> None:
         self.settled: dict[int, int] = {}
-        self.segments: list[Row] = []
+        self.segments: list[SegmentRow] = []
         self.answers: dict[int, dict[int, Row]] = {}
         """By agent epoch and sequence."""
         self.extents: list[Row] = []
@@ -113,7 +141,7 @@ class Bulk:
     def columns(self) -> list[object]:
         """Columns, as :data:`BULK` wants them after the generation; empty when there is nothing to do."""
         tables: list[Sequence[Row]] = [
-            self.segments,
+            [segment.row() for segment in self.segments],
             [row for added in self.answers.values() for row in added.values()],
             self.extents,
             list(self.producers.values()),

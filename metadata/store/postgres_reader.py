@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
-from metadata.store.port import AgentSaved, CallAnswered, PartitionRow, ProducerSaved, SegmentAdded, StoreSnapshot
+from metadata.store.port import (
+    AgentSaved,
+    CallAnswered,
+    DeadSegment,
+    PartitionRow,
+    ProducerSaved,
+    SegmentAdded,
+    SegmentTotals,
+    StoreSnapshot,
+)
 from metadata.store.postgres_connections import Connection, Pool
 from metadata.store.postgres_leadership import check_generation
 from metadata.store.postgres_writer import PostgresWriter, commit
@@ -30,7 +40,7 @@ _SNAPSHOT = """
 """
 _PARTITIONS = """
     SELECT topic_id, partition, partition_key, log_start_offset, coalesce(last_offset + 1, log_start_offset),
-        coalesce(running_timestamp_ms, -1), producer_id_floor
+        CASE WHEN last_offset >= log_start_offset THEN running_timestamp_ms ELSE -1 END, producer_id_floor
     FROM partitions LEFT JOIN LATERAL (
         SELECT last_offset, running_timestamp_ms FROM extents WHERE extents.partition_key = partitions.partition_key
         ORDER BY base_offset DESC LIMIT 1
@@ -42,7 +52,11 @@ _EXTENT_ROW = """
     base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms, extents.commit_ms
     FROM extents JOIN segments USING (segment_id)
 """
-_WANTED = "wanted AS MATERIALIZED (SELECT partition_key AS key FROM partitions WHERE topic_id = $1 AND partition = $2)"
+_WANTED = """
+    wanted AS MATERIALIZED (
+        SELECT partition_key AS key, log_start_offset AS first FROM partitions WHERE topic_id = $1 AND partition = $2
+    )
+"""
 _FIND = f"""
     WITH {_WANTED}
     SELECT {_EXTENT_ROW}
@@ -53,16 +67,17 @@ _FIND = f"""
         AND base_offset < $4 AND last_offset >= $3
     ORDER BY base_offset LIMIT $5
 """
-# Halves the offsets from the first extent to the last: ``found`` is the best extent so far, the last is none better.
+# Halves the offsets from the log start to the last extent: ``found`` is the best extent so far, the last is none
+# better. What set the running maximum of the first extents may be gone: then the walk goes on from the one found.
 _FIND_BY_TIMESTAMP = f"""
     WITH RECURSIVE {_WANTED},
     search (low, high, found) AS (
-        SELECT (SELECT min(base_offset) FROM extents WHERE partition_key = key), base_offset, base_offset
+        SELECT first, base_offset, base_offset
         FROM wanted CROSS JOIN LATERAL (
-            SELECT base_offset, running_timestamp_ms FROM extents WHERE partition_key = key
+            SELECT base_offset, last_offset, running_timestamp_ms FROM extents WHERE partition_key = key
             ORDER BY base_offset DESC LIMIT 1
         ) AS newest
-        WHERE running_timestamp_ms >= $3
+        WHERE last_offset >= first AND running_timestamp_ms >= $3
         UNION ALL
         SELECT
             CASE WHEN running_timestamp_ms >= $3 THEN low ELSE last_offset + 1 END,
@@ -76,7 +91,9 @@ _FIND_BY_TIMESTAMP = f"""
         WHERE low <= high
     )
     SELECT {_EXTENT_ROW}
-    WHERE partition_key = (SELECT key FROM wanted) AND base_offset = (SELECT min(found) FROM search)
+    WHERE partition_key = (SELECT key FROM wanted) AND base_offset >= (SELECT min(found) FROM search)
+        AND max_timestamp_ms >= $3
+    ORDER BY base_offset LIMIT 1
 """
 
 
@@ -183,3 +200,40 @@ async def find_extent_by_timestamp(pool: Pool, topic_id: TopicId, partition: int
     """See :meth:`metadata.store.port.MetadataStore.find_extent_by_timestamp`. At most 63 seeks."""
     row = await pool.fetchrow(_FIND_BY_TIMESTAMP, topic_id, partition, timestamp_ms)
     return Extent(topic_id, partition, *row) if row is not None else None
+
+
+async def find_dead_segments(pool: Pool, until_ms: int, count_max: int) -> list[DeadSegment]:
+    """See :meth:`metadata.store.port.MetadataStore.find_dead_segments`. One step for each found."""
+    rows = await pool.fetch(
+        "SELECT agent_epoch, sequence, segment_key, byte_length, dead_ms FROM segments"
+        " WHERE dead_ms > 0 AND dead_ms <= $1 AND NOT EXISTS (SELECT FROM answers"
+        " WHERE answers.agent_epoch = segments.agent_epoch AND answers.sequence = segments.sequence)"
+        " ORDER BY dead_ms LIMIT $2",
+        until_ms,
+        count_max,
+    )
+    return [DeadSegment(*row) for row in rows]
+
+
+async def find_segments(pool: Pool, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """See :meth:`metadata.store.port.MetadataStore.find_segments`. One seek for each."""
+    rows = await pool.fetch(
+        "SELECT agent_epoch, sequence, segment_key FROM unnest($1::bigint[], $2::bigint[]) AS wanted (epoch, number)"
+        " JOIN segments ON agent_epoch = wanted.epoch AND sequence = wanted.number",
+        [agent_epoch for agent_epoch, _ in segments],
+        [sequence for _, sequence in segments],
+    )
+    return {(agent_epoch, sequence): key for agent_epoch, sequence, key in rows}
+
+
+async def segment_totals(pool: Pool, after_id: int, row_max: int) -> SegmentTotals:
+    """See :meth:`metadata.store.port.MetadataStore.segment_totals`."""
+    (row,) = await pool.fetch(
+        "SELECT count(*), coalesce(sum(byte_length), 0)::bigint, coalesce(sum(live_bytes), 0)::bigint,"
+        " count(nullif(dead_ms, 0)), coalesce(sum(byte_length) FILTER (WHERE dead_ms > 0), 0)::bigint,"
+        " coalesce(max(segment_id), 0)"
+        " FROM (SELECT * FROM segments WHERE segment_id > $1 ORDER BY segment_id LIMIT $2) AS part",
+        after_id,
+        row_max,
+    )
+    return SegmentTotals(row[0], row[1], row[2], row[3], row[4], row[5] if row[0] == row_max else 0)

@@ -22,16 +22,18 @@ from metadata.store.port import (
     ExtentsAdded,
     GroupDropped,
     GroupSaved,
+    LogStartMoved,
     OffsetsDropped,
     OffsetsSaved,
     ProducerSaved,
     ProducersExpired,
     SegmentAdded,
+    SegmentsDropped,
     StoreUnavailable,
     TopicDropped,
     TopicSaved,
 )
-from metadata.store.postgres_bulk import BULK, LEADS, Bulk
+from metadata.store.postgres_bulk import BULK, LEADS, Bulk, SegmentRow
 from metadata.store.postgres_connections import Connection
 from metadata.store.postgres_leadership import deposed
 
@@ -65,13 +67,13 @@ class PostgresWriter:
         for topic_id, partition, *known in partitions:
             self._topics.setdefault(topic_id, {})[partition] = _Partition(*known)
         self._segment_id = segment_id_max
-        self._segments: dict[str, int] = {}
+        self._segments: dict[str, SegmentRow] = {}
         self._bulk = Bulk()
         self._statements: list[Statement] = []
         self._keys: Iterator[int] = iter(())
 
-    async def write(self, connection: Connection, changes: Sequence[Change]) -> bool:
-        """Apply ``changes`` in order in one transaction. True when rows of a dropped topic are left to be purged.
+    async def write(self, connection: Connection, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` in order in one transaction.
 
         After an error of the driver a transaction may be open. After any error this writer is to be replaced.
 
@@ -93,7 +95,6 @@ class PostgresWriter:
             for statement, arguments in statements:
                 await connection.execute(statement, *arguments)
             await commit(connection)
-        return any(isinstance(change, TopicDropped) for change in changes)
 
     def _count_new_partitions(self, changes: Sequence[Change]) -> int:
         """At most so many keys will be needed."""
@@ -130,7 +131,6 @@ class PostgresWriter:
                 case _:
                     self._compile_rare(change)
         self._flush()
-        self._segments.clear()
         return self._statements
 
     def _compile_rare(self, change: Change) -> None:
@@ -166,6 +166,15 @@ class PostgresWriter:
                 )
             case CallsForgotten(before_ms=before_ms):
                 self._add("DELETE FROM calls WHERE answered_ms < $1", before_ms)
+            case SegmentsDropped(segments=segments):
+                self._add(
+                    "DELETE FROM segments USING unnest($1::bigint[], $2::bigint[]) AS gone (epoch, number)"
+                    " WHERE agent_epoch = gone.epoch AND sequence = gone.number AND dead_ms > 0",
+                    [agent_epoch for agent_epoch, _ in segments],
+                    [sequence for _, sequence in segments],
+                )
+            case LogStartMoved():
+                self._move_log_start(change)
             case TopicDropped() | ProducersExpired() | GroupDropped() | OffsetsDropped():
                 self._flush()  # these remove rows that may be among those collected
                 self._remove(change)
@@ -196,6 +205,7 @@ class PostgresWriter:
         if columns:
             self._add(BULK, self._generation, *columns)
         self._bulk = Bulk()
+        self._segments.clear()
 
     def _known(self, topic_id: TopicId, partition: int) -> _Partition | None:
         return self._topics.get(topic_id, {}).get(partition)
@@ -208,17 +218,9 @@ class PostgresWriter:
 
     def _add_segment(self, change: SegmentAdded) -> None:
         self._segment_id += 1
-        self._segments[change.segment_key] = self._segment_id
-        self._bulk.segments.append(
-            (
-                self._segment_id,
-                change.agent_epoch,
-                change.sequence,
-                change.segment_key,
-                change.byte_length,
-                change.commit_ms,
-            )
-        )
+        segment = SegmentRow(self._segment_id, change)
+        self._segments[change.segment_key] = segment
+        self._bulk.segments.append(segment)
         answers = self._bulk.answers.setdefault(change.agent_epoch, {})
         answers[change.sequence] = (change.agent_epoch, change.sequence, change.answer)
 
@@ -227,9 +229,11 @@ class PostgresWriter:
         rows = self._bulk.extents
         for extent in change.extents:
             partition = self._partition(extent.topic_id, extent.partition)
-            segment_id = self._segments.get(extent.segment_key)
-            if segment_id is None or extent.base_offset != partition.high_watermark:
+            segment = self._segments.get(extent.segment_key)
+            if segment is None or extent.base_offset != partition.high_watermark:
                 raise ValueError(f"extent does not follow offset {partition.high_watermark}: {extent}")
+            segment.live_extents += 1
+            segment.live_bytes += extent.byte_length
             partition.high_watermark = extent.last_offset + 1
             partition.max_timestamp_ms = max(partition.max_timestamp_ms, extent.max_timestamp_ms)
             rows.append(
@@ -237,7 +241,7 @@ class PostgresWriter:
                     partition.key,
                     extent.base_offset,
                     extent.last_offset,
-                    segment_id,
+                    segment.segment_id,
                     extent.byte_position,
                     extent.byte_length,
                     extent.max_timestamp_ms,
@@ -262,7 +266,8 @@ class PostgresWriter:
 
     def _save_topic(self, topic: Topic, producer_id_floor: int) -> None:
         self._add(
-            "INSERT INTO topics VALUES ($1, $2, $3, $4, $5) ON CONFLICT (topic_id) DO UPDATE SET name = excluded.name,"
+            "INSERT INTO topics (topic_id, name, partition_count, configs, created_ms) VALUES ($1, $2, $3, $4, $5)"
+            " ON CONFLICT (topic_id) DO UPDATE SET name = excluded.name,"
             " partition_count = excluded.partition_count, configs = excluded.configs, created_ms = excluded.created_ms",
             topic.topic_id,
             topic.name,
@@ -289,6 +294,19 @@ class PostgresWriter:
         self._add("INSERT INTO dropped_partitions SELECT unnest($1::bigint[])", keys)
         self._add("DELETE FROM partitions WHERE topic_id = $1", topic_id)
         self._add("DELETE FROM topics WHERE topic_id = $1", topic_id)
+
+    def _move_log_start(self, change: LogStartMoved) -> None:
+        partition = self._partition(change.topic_id, change.partition)
+        if change.log_start_offset > partition.high_watermark:
+            raise ValueError(f"the log start would pass the high watermark {partition.high_watermark}: {change}")
+        if change.log_start_offset == partition.high_watermark:
+            partition.max_timestamp_ms = -1
+        self._add(
+            "UPDATE partitions SET log_start_offset = greatest(log_start_offset, $1) WHERE partition_key = $2",
+            change.log_start_offset,
+            partition.key,
+        )
+        self._add("INSERT INTO trimmed_partitions VALUES ($1) ON CONFLICT DO NOTHING", partition.key)
 
     def _expire_producers(self, change: ProducersExpired) -> None:
         expired = [
@@ -326,24 +344,63 @@ async def commit(connection: Connection) -> None:
         raise StoreUnavailable("the transaction was rolled back")
 
 
-async def purge(connection: Connection, generation: int, row_max: int) -> bool:
-    """Remove up to ``row_max`` rows of deleted topics in one transaction; True when there may be more.
+_REMOVE_EXTENTS = """
+    WITH gone AS MATERIALIZED (
+        SELECT gone.* FROM unnest($1::bigint[], $2::bigint[]) AS wanted (key, below) CROSS JOIN LATERAL (
+            SELECT ctid AS row, segment_id, byte_length FROM extents
+            WHERE partition_key = wanted.key AND base_offset < wanted.below AND last_offset < wanted.below
+            ORDER BY base_offset LIMIT $3
+        ) AS gone LIMIT $3
+    ),
+    removed AS (DELETE FROM extents WHERE ctid = ANY (ARRAY(SELECT row FROM gone))),
+    released AS (
+        UPDATE segments SET
+            live_extents = live_extents - went.extents,
+            live_bytes = live_bytes - went.bytes,
+            dead_ms = CASE WHEN live_extents = went.extents THEN $4::bigint ELSE 0 END
+        FROM (SELECT segment_id, count(*) AS extents, sum(byte_length) AS bytes FROM gone GROUP BY segment_id) AS went
+        WHERE segments.segment_id = went.segment_id
+    )
+    SELECT count(*) FROM gone
+"""
+_EVERY_OFFSET = 2**63 - 1
+
+
+async def purge(connection: Connection, generation: int, row_max: int, now_ms: int) -> bool:
+    """Remove up to ``row_max`` rows of deleted topics and below log starts; True when there may be more.
 
     :raises Deposed: nothing was removed.
     """
     await begin(connection, generation)
-    keys = [key for (key,) in await connection.fetch("SELECT partition_key FROM dropped_partitions LIMIT $1", row_max)]
+    dropped = [
+        key for (key,) in await connection.fetch("SELECT partition_key FROM dropped_partitions LIMIT $1", row_max)
+    ]
+    trimmed = await connection.fetch(
+        "SELECT partition_key, coalesce(log_start_offset, 0) FROM"
+        " (SELECT partition_key FROM trimmed_partitions LIMIT $1) AS part LEFT JOIN partitions USING (partition_key)",
+        row_max,
+    )
     left = row_max
-    for table in ("extents", "producers", "group_offsets"):
-        if keys and left > 0:
+    if dropped or trimmed:
+        left -= await connection.fetchval(
+            _REMOVE_EXTENTS,
+            dropped + [key for key, _ in trimmed],
+            [_EVERY_OFFSET] * len(dropped) + [below for _, below in trimmed],
+            row_max,
+            now_ms,
+        )
+    for table in ("producers", "group_offsets"):
+        if dropped and left > 0:
             removed = await connection.execute(
                 f"DELETE FROM {table} WHERE ctid = ANY (ARRAY("
                 f"SELECT ctid FROM {table} WHERE partition_key = ANY ($1::bigint[]) LIMIT $2))",
-                keys,
+                dropped,
                 left,
             )
             left -= int(removed.rpartition(" ")[2])
-    if keys and left > 0:
-        await connection.execute("DELETE FROM dropped_partitions WHERE partition_key = ANY ($1::bigint[])", keys)
+    if left > 0:  # there was room for more, so these partitions have nothing left that is to go
+        for table, keys in (("dropped_partitions", dropped), ("trimmed_partitions", [key for key, _ in trimmed])):
+            if keys:
+                await connection.execute(f"DELETE FROM {table} WHERE partition_key = ANY ($1::bigint[])", keys)
     await commit(connection)
-    return bool(keys)
+    return left <= 0 or max(len(dropped), len(trimmed)) == row_max

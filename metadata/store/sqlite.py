@@ -12,7 +12,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,15 +21,13 @@ import structlog
 from metadata.model import Extent, TopicId
 from metadata.store import sqlite_reader
 from metadata.store.migrations import READ_REVISION, needs_migration
-from metadata.store.port import Change, StoreSnapshot, StoreUnavailable
+from metadata.store.port import Change, DeadSegment, SegmentTotals, StoreSnapshot, StoreUnavailable
 from metadata.store.sqlite_writer import SqliteWriter, purge
 
 _log = structlog.get_logger("tidelog.metadata.sqlite")
 
 T = TypeVar("T")
 
-PURGE_ROWS = 1_000
-"""Rows of deleted topics removed in one transaction; a commit waits for at most one of these."""
 BUSY_SECONDS = 5.0
 """How long to wait for another program (a backup, the sqlite3 shell) that holds the database."""
 LOCK_PAUSE_SECONDS = 0.25
@@ -113,6 +111,18 @@ class SqliteMetadataStore:
             lambda reader: sqlite_reader.find_extent_by_timestamp(reader, topic_id, partition, timestamp_ms)
         )
 
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        return await self._on(self._write_thread, "purged", lambda: self._purge(row_max, now_ms))
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        return await self._read(lambda reader: sqlite_reader.find_dead_segments(reader, until_ms, count_max))
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        return await self._read(lambda reader: sqlite_reader.find_segments(reader, segments))
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        return await self._read(lambda reader: sqlite_reader.segment_totals(reader, after_id, row_max))
+
     async def close(self) -> None:
         """Finish what was submitted, close the file and give up the lock. Idempotent."""
         if self._closing:
@@ -173,7 +183,6 @@ class SqliteMetadataStore:
         except BaseException:
             self._close()
             raise
-        self._purge_later()
         return snapshot
 
     def _connect(self) -> sqlite3.Connection:
@@ -214,7 +223,7 @@ class SqliteMetadataStore:
             raise StoreUnavailable(f"{self._path} must be reloaded after a failed write")
         try:
             connection.execute("BEGIN IMMEDIATE")
-            dropped = writer.apply(changes)
+            writer.apply(changes)
             connection.execute("COMMIT")
         except BaseException:
             # What the writer remembers of the partitions may be ahead of the file: only a reload makes a new one.
@@ -222,30 +231,20 @@ class SqliteMetadataStore:
             with contextlib.suppress(sqlite3.Error):
                 _roll_back(connection)
             raise
-        if dropped:
-            self._purge_later()
 
-    def _purge_later(self) -> None:
-        """Remove rows of deleted topics behind whatever is queued, one bounded transaction at a time."""
-        if self._closing:
-            return
-        with contextlib.suppress(RuntimeError):  # the thread was shut down meanwhile; the next start goes on
-            self._write_thread.submit(self._purge).add_done_callback(_report_purge)
-
-    def _purge(self) -> None:
+    def _purge(self, row_max: int, now_ms: int) -> bool:
         connection = self._connection
-        if connection is None or self._writer is None or self._closing:
-            return
+        if connection is None or self._writer is None:
+            raise StoreUnavailable(f"{self._path} is not open, or must be reloaded after a failed write")
         try:
             connection.execute("BEGIN IMMEDIATE")
-            more = purge(connection, PURGE_ROWS)
+            more = purge(connection, row_max, now_ms)
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 _roll_back(connection)
             raise
-        if more:
-            self._purge_later()
+        return more
 
     def _close(self) -> None:
         self._writer = None
@@ -281,12 +280,6 @@ def _migrate(connection: sqlite3.Connection) -> None:
 def _roll_back(connection: sqlite3.Connection) -> None:
     if connection.in_transaction:
         connection.execute("ROLLBACK")
-
-
-def _report_purge(purged: Future[None]) -> None:
-    error = None if purged.cancelled() else purged.exception()
-    if error is not None:
-        _log.warning("metadata_purge_failed", error=repr(error))
 
 
 def _take_lock(path: Path) -> int:

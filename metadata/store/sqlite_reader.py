@@ -5,12 +5,22 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Sequence
 
 import msgspec
 
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
-from metadata.store.port import AgentSaved, CallAnswered, PartitionRow, ProducerSaved, SegmentAdded, StoreSnapshot
+from metadata.store.port import (
+    AgentSaved,
+    CallAnswered,
+    DeadSegment,
+    PartitionRow,
+    ProducerSaved,
+    SegmentAdded,
+    SegmentTotals,
+    StoreSnapshot,
+)
 
 _decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
 _ExtentRow = tuple[int, int, str, int, int, int, int]
@@ -22,7 +32,8 @@ EXTENTS_READ = (16, 64, 256, 1_024, EXTENTS_FOUND_MAX - 1_360)
 
 PARTITIONS = """
     SELECT topic_id, partition, partitions.partition_key, log_start_offset,
-        coalesce(last_offset + 1, log_start_offset), coalesce(running_timestamp_ms, -1), producer_id_floor
+        coalesce(last_offset + 1, log_start_offset),
+        CASE WHEN last_offset >= log_start_offset THEN running_timestamp_ms ELSE -1 END, producer_id_floor
     FROM partitions LEFT JOIN extents ON extents.partition_key = partitions.partition_key AND base_offset = (
         SELECT max(base_offset) FROM extents AS newest WHERE newest.partition_key = partitions.partition_key
     )
@@ -49,14 +60,17 @@ _FIND = f"""
         ORDER BY base_offset LIMIT :count
     )
 """
-# Halves the offsets from the first extent to the last: ``found`` is the best extent so far, the last is none better.
+# Halves the offsets from the log start to the last extent: ``found`` is the best extent so far, the last is none
+# better. What set the running maximum of the first extents may be gone: then the walk goes on from the one found.
 _FIND_BY_TIMESTAMP = f"""
-    WITH RECURSIVE wanted (key) AS {_PARTITION_KEY},
+    WITH RECURSIVE wanted (key, first) AS (
+        SELECT partition_key, log_start_offset FROM partitions WHERE topic_id = :topic_id AND partition = :partition
+    ),
     search (low, high, found) AS (
-        SELECT (SELECT min(base_offset) FROM extents WHERE partition_key = key), base_offset, base_offset
+        SELECT first, base_offset, base_offset
         FROM wanted CROSS JOIN extents ON partition_key = key
             AND base_offset = (SELECT max(base_offset) FROM extents WHERE partition_key = key)
-        WHERE running_timestamp_ms >= :timestamp
+        WHERE last_offset >= first AND running_timestamp_ms >= :timestamp
         UNION ALL
         SELECT
             iif(running_timestamp_ms >= :timestamp, low, last_offset + 1),
@@ -70,7 +84,9 @@ _FIND_BY_TIMESTAMP = f"""
     )
     SELECT json_group_array(json(extent)) FROM (
         SELECT {_EXTENT_ROW}
-        WHERE partition_key = (SELECT key FROM wanted) AND base_offset = (SELECT min(found) FROM search)
+        WHERE partition_key = (SELECT key FROM wanted) AND base_offset >= (SELECT min(found) FROM search)
+            AND max_timestamp_ms >= :timestamp
+        ORDER BY base_offset LIMIT 1
     )
 """
 
@@ -164,6 +180,39 @@ def find_extent_by_timestamp(
         connection, _FIND_BY_TIMESTAMP, {"topic_id": topic_id, "partition": partition, "timestamp": timestamp_ms}
     )
     return Extent(topic_id, partition, *rows[0]) if rows else None
+
+
+def find_dead_segments(connection: sqlite3.Connection, until_ms: int, count_max: int) -> list[DeadSegment]:
+    """See :meth:`metadata.store.port.MetadataStore.find_dead_segments`. One step for each found."""
+    rows = connection.execute(
+        "SELECT agent_epoch, sequence, segment_key, byte_length, dead_ms FROM segments"
+        " WHERE dead_ms > 0 AND dead_ms <= ? AND NOT EXISTS (SELECT 1 FROM answers"
+        " WHERE answers.agent_epoch = segments.agent_epoch AND answers.sequence = segments.sequence)"
+        " ORDER BY dead_ms LIMIT ?",
+        (until_ms, count_max),
+    )
+    return [DeadSegment(*row) for row in rows.fetchall()]
+
+
+def find_segments(connection: sqlite3.Connection, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """See :meth:`metadata.store.port.MetadataStore.find_segments`. One seek for each."""
+    query = (
+        "SELECT json_group_array(json_array(agent_epoch, sequence, segment_key)) FROM json_each(?) AS wanted"
+        " CROSS JOIN segments ON agent_epoch = wanted.value ->> 0 AND sequence = wanted.value ->> 1"
+    )
+    (found,) = connection.execute(query, (json.dumps(segments),)).fetchone()
+    return {(agent_epoch, sequence): key for agent_epoch, sequence, key in json.loads(found)}
+
+
+def segment_totals(connection: sqlite3.Connection, after_id: int, row_max: int) -> SegmentTotals:
+    """See :meth:`metadata.store.port.MetadataStore.segment_totals`."""
+    row = connection.execute(
+        "SELECT count(*), coalesce(sum(byte_length), 0), coalesce(sum(live_bytes), 0), count(nullif(dead_ms, 0)),"
+        " coalesce(sum(iif(dead_ms > 0, byte_length, 0)), 0), coalesce(max(segment_id), 0)"
+        " FROM (SELECT * FROM segments WHERE segment_id > ? ORDER BY segment_id LIMIT ?)",
+        (after_id, row_max),
+    ).fetchone()
+    return SegmentTotals(row[0], row[1], row[2], row[3], row[4], row[5] if row[0] == row_max else 0)
 
 
 def _rows(connection: sqlite3.Connection, query: str, parameters: dict[str, bytes | int]) -> list[_ExtentRow]:

@@ -20,11 +20,13 @@ from metadata.store.port import (
     ExtentsAdded,
     GroupDropped,
     GroupSaved,
+    LogStartMoved,
     OffsetsDropped,
     OffsetsSaved,
     ProducerSaved,
     ProducersExpired,
     SegmentAdded,
+    SegmentsDropped,
     TopicDropped,
     TopicSaved,
 )
@@ -46,6 +48,18 @@ class _Partition:
         self.key = key
         self.high_watermark = high_watermark
         self.max_timestamp_ms = max_timestamp_ms
+
+
+class _Segment:
+    """One that this transaction adds, and how much of it is referenced."""
+
+    __slots__ = ("added", "live_bytes", "live_extents", "segment_id")
+
+    def __init__(self, segment_id: int, added: SegmentAdded) -> None:
+        self.segment_id = segment_id
+        self.added = added
+        self.live_extents = 0
+        self.live_bytes = 0
 
 
 class _Bulk:
@@ -79,18 +93,19 @@ class SqliteWriter:
             (topic_id, partition): _Partition(key, high_watermark, max_timestamp_ms)
             for topic_id, partition, key, _, high_watermark, max_timestamp_ms, _ in connection.execute(PARTITIONS)
         }
-        self._segments: dict[str, int] = {}
+        self._segment_id: int = connection.execute("SELECT coalesce(max(segment_id), 0) FROM segments").fetchone()[0]
+        self._segments: dict[str, _Segment] = {}
+        self._segment_rows = _Bulk("INSERT INTO segments", 9)
         self._extents = _Bulk("INSERT INTO extents", 9)
         self._producers = _Bulk("INSERT OR REPLACE INTO producers", 4)
         self._offsets = _Bulk("INSERT OR REPLACE INTO group_offsets", 6)
 
-    def apply(self, changes: Sequence[Change]) -> bool:
-        """Apply ``changes`` in order. True when rows of a dropped topic are left to be purged.
+    def apply(self, changes: Sequence[Change]) -> None:
+        """Apply ``changes`` in order.
 
         :raises sqlite3.Error: the transaction must be rolled back and this writer replaced.
         :raises ValueError: the same; the changes contradict what is stored.
         """
-        dropped = False
         for change in changes:
             match change:
                 case SegmentAdded():
@@ -105,17 +120,20 @@ class SqliteWriter:
                 case _:
                     if isinstance(change, TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped):
                         self._flush()  # these remove rows that may be among those collected
-                    dropped = dropped or isinstance(change, TopicDropped)
                     self._apply_small(change)
         self._flush()
-        self._segments.clear()
-        return dropped
 
     def _apply_small(self, change: Change) -> None:
         execute = self._connection.execute
         match change:
             case TopicSaved(topic=topic):
                 self._save_topic(topic, change.producer_id_floor)
+            case SegmentsDropped(segments=segments):
+                self._connection.executemany(
+                    "DELETE FROM segments WHERE agent_epoch = ? AND sequence = ? AND dead_ms > 0", segments
+                )
+            case LogStartMoved():
+                self._move_log_start(change)
             case AnswersSettled():
                 execute(
                     "DELETE FROM answers WHERE agent_epoch = ? AND sequence <= ?",
@@ -170,12 +188,8 @@ class SqliteWriter:
         return kept
 
     def _add_segment(self, change: SegmentAdded) -> None:
-        cursor = self._connection.execute(
-            "INSERT INTO segments (agent_epoch, sequence, segment_key, byte_length, commit_ms) VALUES (?, ?, ?, ?, ?)",
-            (change.agent_epoch, change.sequence, change.segment_key, change.byte_length, change.commit_ms),
-        )
-        assert cursor.lastrowid is not None
-        self._segments[change.segment_key] = cursor.lastrowid
+        self._segment_id += 1
+        self._segments[change.segment_key] = _Segment(self._segment_id, change)
         self._connection.execute(
             "INSERT INTO answers VALUES (?, ?, ?)", (change.agent_epoch, change.sequence, change.answer)
         )
@@ -185,10 +199,12 @@ class SqliteWriter:
         partitions, segments, add = self._partitions, self._segments, self._extents.add
         for extent in change.extents:
             partition = partitions.get((extent.topic_id, extent.partition))
-            segment_id = segments.get(extent.segment_key)
-            if partition is None or segment_id is None or extent.base_offset != partition.high_watermark:
+            segment = segments.get(extent.segment_key)
+            if partition is None or segment is None or extent.base_offset != partition.high_watermark:
                 raise ValueError(f"extent does not follow what is stored: {extent}")
             partition.high_watermark = extent.last_offset + 1
+            segment.live_extents += 1
+            segment.live_bytes += extent.byte_length
             timestamp_ms = extent.max_timestamp_ms
             if timestamp_ms > partition.max_timestamp_ms:
                 partition.max_timestamp_ms = timestamp_ms
@@ -197,7 +213,7 @@ class SqliteWriter:
                     partition.key,
                     extent.base_offset,
                     extent.last_offset,
-                    segment_id,
+                    segment.segment_id,
                     extent.byte_position,
                     extent.byte_length,
                     timestamp_ms,
@@ -207,12 +223,29 @@ class SqliteWriter:
             )
 
     def _flush(self) -> None:
-        for bulk in (self._extents, self._producers, self._offsets):
+        for segment in self._segments.values():
+            added = segment.added
+            self._segment_rows.add(
+                (
+                    segment.segment_id,
+                    added.agent_epoch,
+                    added.sequence,
+                    added.segment_key,
+                    added.byte_length,
+                    added.commit_ms,
+                    segment.live_extents,
+                    segment.live_bytes,
+                    0 if segment.live_extents else added.commit_ms,
+                )
+            )
+        self._segments.clear()
+        for bulk in (self._segment_rows, self._extents, self._producers, self._offsets):
             bulk.flush(self._connection)
 
     def _save_topic(self, topic: Topic, producer_id_floor: int) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO topics VALUES (?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO topics (topic_id, name, partition_count, configs, created_ms)"
+            " VALUES (?, ?, ?, ?, ?)",
             (topic.topic_id, topic.name, topic.partition_count, json.dumps(topic.configs), topic.created_ms),
         )
         for partition in range(topic.partition_count):
@@ -233,6 +266,18 @@ class SqliteWriter:
         self._connection.executemany("INSERT INTO dropped_partitions VALUES (?)", [(key,) for key in keys])
         self._connection.execute("DELETE FROM partitions WHERE topic_id = ?", (topic_id,))
         self._connection.execute("DELETE FROM topics WHERE topic_id = ?", (topic_id,))
+
+    def _move_log_start(self, change: LogStartMoved) -> None:
+        partition = self._partition(change.topic_id, change.partition)
+        if change.log_start_offset > partition.high_watermark:
+            raise ValueError(f"the log start would pass the high watermark {partition.high_watermark}: {change}")
+        if change.log_start_offset == partition.high_watermark:
+            partition.max_timestamp_ms = -1
+        self._connection.execute(
+            "UPDATE partitions SET log_start_offset = max(log_start_offset, ?) WHERE partition_key = ?",
+            (change.log_start_offset, partition.key),
+        )
+        self._connection.execute("INSERT OR IGNORE INTO trimmed_partitions VALUES (?)", (partition.key,))
 
     def _expire_producers(self, change: ProducersExpired) -> None:
         expired = [
@@ -265,20 +310,57 @@ class SqliteWriter:
                 )
 
 
-def purge(connection: sqlite3.Connection, row_max: int) -> bool:
-    """Remove up to about ``row_max`` rows of deleted topics; True when there may be more."""
-    left = row_max
-    for (key,) in connection.execute("SELECT partition_key FROM dropped_partitions LIMIT ?", (row_max,)).fetchall():
-        for table, column in (("extents", "base_offset"), ("producers", "producer_id"), ("group_offsets", "group_id")):
-            left -= connection.execute(
-                f"DELETE FROM {table} WHERE (partition_key, {column}) IN"
-                f" (SELECT partition_key, {column} FROM {table} WHERE partition_key = ? LIMIT ?)",
-                (key, left),
+_PURGE_TABLE = """
+    CREATE TEMP TABLE IF NOT EXISTS gone (
+        partition_key INTEGER, base_offset INTEGER, segment_id INTEGER, byte_length INTEGER,
+        PRIMARY KEY (partition_key, base_offset)
+    ) WITHOUT ROWID
+"""
+_DROPPED = "(SELECT partition_key FROM dropped_partitions ORDER BY partition_key LIMIT :count)"
+_TRIMMED = "(SELECT partition_key FROM trimmed_partitions ORDER BY partition_key LIMIT :count)"
+_GONE = "INSERT INTO gone SELECT extents.partition_key, base_offset, segment_id, byte_length FROM"
+# CROSS JOIN fixes the order: from the partitions to the first of their extents, which are those to be removed, and one.
+_COLLECT = (
+    f"{_GONE} {_DROPPED} CROSS JOIN extents USING (partition_key) LIMIT :count",
+    f"""{_GONE} {_TRIMMED} AS trimmed CROSS JOIN partitions USING (partition_key)
+        CROSS JOIN extents ON extents.partition_key = partitions.partition_key
+            AND base_offset < log_start_offset AND last_offset < log_start_offset
+        LIMIT :count - (SELECT count(*) FROM gone)""",
+)
+_RELEASE = """
+    UPDATE segments SET
+        live_extents = live_extents - went.extents,
+        live_bytes = live_bytes - went.bytes,
+        dead_ms = iif(live_extents = went.extents, :now, 0)
+    FROM (SELECT segment_id, count(*) AS extents, sum(byte_length) AS bytes FROM gone GROUP BY segment_id) AS went
+    WHERE segments.segment_id = went.segment_id
+"""
+
+
+def purge(connection: sqlite3.Connection, row_max: int, now_ms: int) -> bool:
+    """Remove up to about ``row_max`` rows of deleted topics and below log starts; True when there may be more.
+
+    Statements as few as for one partition, however many: each is a wait for the interpreter lock.
+    """
+    execute, wanted = connection.execute, {"count": row_max}
+    execute(_PURGE_TABLE)
+    left = row_max - sum(execute(collect, wanted).rowcount for collect in _COLLECT)
+    if left < row_max:
+        execute(_RELEASE, {"now": now_ms})
+        execute(
+            "DELETE FROM extents WHERE (partition_key, base_offset) IN (SELECT partition_key, base_offset FROM gone)"
+        )
+        execute("DELETE FROM gone")
+    for table, column in (("producers", "producer_id"), ("group_offsets", "group_id")):
+        if left > 0:
+            left -= execute(
+                f"DELETE FROM {table} WHERE (partition_key, {column}) IN (SELECT partition_key, {column}"
+                f" FROM {_DROPPED} CROSS JOIN {table} USING (partition_key) LIMIT :left)",
+                {"count": row_max, "left": left},
             ).rowcount
-            if left <= 0:
-                return True
-        connection.execute("DELETE FROM dropped_partitions WHERE partition_key = ?", (key,))
-        left -= 1
-        if left <= 0:
-            return True
-    return False
+    if left <= 0:
+        return True
+    # There was room for more, so these partitions have nothing left that is to go.
+    dropped = execute(f"DELETE FROM dropped_partitions WHERE partition_key IN {_DROPPED}", wanted).rowcount
+    trimmed = execute(f"DELETE FROM trimmed_partitions WHERE partition_key IN {_TRIMMED}", wanted).rowcount
+    return max(dropped, trimmed) == row_max

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from metadata.group_model import GroupRecord, MemberRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Topic
-from metadata.store.factory import open_metadata_store
-from metadata.store.memory import MemoryMetadataStore
 from metadata.store.port import (
     AgentDropped,
     AgentSaved,
@@ -23,7 +19,6 @@ from metadata.store.port import (
     ExtentsAdded,
     GroupDropped,
     GroupSaved,
-    MetadataStore,
     OffsetsDropped,
     OffsetsSaved,
     PartitionRow,
@@ -35,39 +30,8 @@ from metadata.store.port import (
     TopicDropped,
     TopicSaved,
 )
-from tests.support.metadata import extent, topic, topic_id
-from tests.support.metadata_stores import STORES, metadata_url
-
-
-class Kept:
-    """A store that can be closed and opened again, as by a restart."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.store: MetadataStore = open_metadata_store(url)
-
-    async def reopened(self) -> StoreSnapshot:
-        await self.store.close()
-        if not isinstance(self.store, MemoryMetadataStore):
-            self.store = open_metadata_store(self._url)
-        return await self.store.open("another cluster id")
-
-
-@pytest.fixture(params=STORES)
-async def kept(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Kept]:
-    with metadata_url(request.param, tmp_path, request) as url:
-        kept = Kept(url)
-        await kept.store.open("cluster-1")
-        yield kept
-        await kept.store.close()
-
-
-def added(sequence: int, *extents: object, epoch: int = 1) -> list[Change]:
-    """A committed segment and its extents (whose key must be ``segments/<sequence>``)."""
-    changes: list[Change] = [SegmentAdded(epoch, sequence, f"segments/{sequence}", 1_000, 5_000, b"answer")]
-    if extents:
-        changes.append(ExtentsAdded(extents))  # type: ignore[arg-type]
-    return changes
+from tests.support.metadata import added, extent, topic, topic_id
+from tests.support.metadata_stores import Kept
 
 
 def group(group_id: str, generation_id: int = 1) -> GroupRecord:

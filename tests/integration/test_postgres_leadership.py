@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import pytest
 
-import metadata.store.postgres
 from metadata.store import postgres_leadership
 from metadata.store.port import (
     CounterSaved,
@@ -233,27 +232,22 @@ async def test_the_generation_alone_keeps_a_deposed_leader_from_writing(
         assert await again.reload() == before
 
 
-async def test_a_purge_stops_when_another_leads(
-    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metadata.store.postgres, "PURGE_ROWS", 1)
+async def test_a_purge_stops_when_another_leads(postgres: PostgresServer, url: str) -> None:
     database = url.rpartition("/")[2]
     async with leading(url) as store:
-        extents = tuple(extent(number, number) for number in range(3_000))
+        extents = tuple(extent(number, number) for number in range(30))
         segment = SegmentAdded(1, 1, "segments/1", 1_000, 5_000, b"answer")
         await store.write([TopicSaved(topic()), segment, ExtentsAdded(extents)])
         await store.write([TopicDropped(topic_id(1))])
-        purging = store._purging
-        assert purging is not None
-        await asyncio.to_thread(postgres.execute, "UPDATE leader SET generation = generation + 1", database)
-        await asyncio.wait([purging])
-        left = postgres.execute("SELECT count(*) FROM extents", database)
-        assert 0 < int(left) < 3_000
+        assert await store.purge(10, 1)
+        postgres.execute("UPDATE leader SET generation = generation + 1", database)
+        with pytest.raises(Deposed):
+            await store.purge(10, 1)
         with pytest.raises(Deposed):
             await store.write([CounterSaved("node_id", 1)])
-    monkeypatch.undo()
     async with leading(url) as again:
-        await until(lambda: again._purging is not None and again._purging.done())
+        assert postgres.execute("SELECT count(*) FROM extents", database) == "20"
+        assert not await again.purge(100, 1)
         assert postgres.execute("SELECT count(*) FROM extents", database) == "0"
 
 

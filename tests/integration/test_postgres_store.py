@@ -16,7 +16,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-import metadata.store.postgres
 from metadata.store import postgres_reader
 from metadata.store.factory import MetadataUrlError, open_metadata_store
 from metadata.store.migrations import REVISIONS
@@ -24,16 +23,17 @@ from metadata.store.port import (
     Change,
     CounterSaved,
     ExtentsAdded,
+    LogStartMoved,
     OffsetsSaved,
     ProducerSaved,
     SegmentAdded,
     StoreUnavailable,
-    TopicDropped,
     TopicSaved,
 )
 from metadata.store.postgres import PostgresMetadataStore
 from runtime.clock import SystemClock
 from tests.support.metadata import extent, topic, topic_id
+from tests.support.released import holds_what_was_released
 from tests.tools.postgres import GUARDED_USER, PASSWORD, PostgresServer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -335,47 +335,45 @@ async def test_a_usual_write_is_one_round_trip_whatever_its_size(url: str) -> No
     await store.close()
 
 
-async def test_a_large_topic_is_gone_at_once_and_purged_without_holding_up_commits(
-    postgres: PostgresServer, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metadata.store.postgres, "PURGE_ROWS", 20)
+async def test_a_released_schema_is_brought_up_to_date_with_all_that_is_in_it(postgres: PostgresServer) -> None:
+    script = REPOSITORY / "tests" / "unit" / "metadata" / "released" / "postgresql_0002.sql"
+    url = postgres.create_empty_database()
+    connection = await asyncpg.connect(url)
+    await connection.execute(script.read_text())
+    await connection.close()
+    store = store_on(url)
+    await holds_what_was_released(store, await store.open("another cluster"))
+    await store.close()
+
+    columns = (
+        "SELECT table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns"
+        " WHERE table_schema = 'public' ORDER BY 1, 2"
+    )
+    indexes = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1"
+    fresh = postgres.create_database()
+    for query in (columns, indexes):
+        assert postgres.execute(query, database(url)) == postgres.execute(query, database(fresh))
+    postgres.release_database(fresh)
+    postgres.drop_database(url)
+
+
+async def test_a_purge_reads_what_it_removes_and_no_more(postgres: PostgresServer, url: str) -> None:
+    """However much is behind: a partition of 20,000 extents of which the first two go."""
     store = store_on(url)
     await store.open("cluster")
-    await store.write(
-        [
-            TopicSaved(topic(1)),
-            TopicSaved(topic(2)),
-            *added(1, *[extent(number, number) for number in range(2_000)]),
-            *[ProducerSaved(topic_id(1), 1, number, b"x", 1) for number in range(300)],
-        ]
-    )
-    await store.write([TopicDropped(topic_id(1))])
-    connection = await asyncpg.connect(url)
-
-    async def left() -> int:
-        return sum(
-            [
-                await connection.fetchval(f"SELECT count(*) FROM {table}")
-                for table in ("extents", "producers", "dropped_partitions")
-            ]
-        )
-
-    seen = {await left()}
-    for number in range(5):
-        one = extent(number, number, of=topic_id(2), key=f"segments/{10 + number}")
-        await store.write(added(10 + number, one))
-        seen.add(await left())
-    assert len(seen) > 1 and max(seen) > 500, "commits go on between the parts of the purge"
+    await store.write([TopicSaved(topic()), *added(1, *[extent(number, number) for number in range(20_000)])])
+    await store.write([LogStartMoved(topic_id(1), 0, 2)])
+    fetched = "SELECT coalesce(sum(idx_tup_fetch), 0) FROM pg_stat_user_tables WHERE relname = 'extents'"
     await store.close()
-    assert await left() > 5
-    again = store_on(url)
-    await again.open("cluster")
+    postgres.execute("SELECT pg_stat_reset()", database(url))
+    store = store_on(url)
+    await store.open("cluster")
+    assert not await store.purge(1_000, 1)
+    await store.close()
     async with asyncio.timeout(10):
-        while await left() > 5:
-            await asyncio.sleep(0.01)
-    assert await left() == 5, "the next start goes on with it; the other topic's extents stay"
-    await connection.close()
-    await again.close()
+        while not (read := int(postgres.execute(fetched, database(url)))):
+            await asyncio.sleep(0.05)
+    assert read < 20
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from metadata.model import Extent, TopicId
 from metadata.store.memory import MemoryMetadataStore
-from metadata.store.port import Change, Deposed, StoreSnapshot, StoreUnavailable
+from metadata.store.port import Change, DeadSegment, Deposed, SegmentTotals, StoreSnapshot, StoreUnavailable
 
 
 class SharedDatabase:
@@ -80,6 +80,22 @@ class LeasedStore:
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
         self._check_reachable()
         return await self._database.store.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
+
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        self._check()
+        return await self._database.store.purge(row_max, now_ms)
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        self._check_reachable()
+        return await self._database.store.find_dead_segments(until_ms, count_max)
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        self._check_reachable()
+        return await self._database.store.find_segments(segments)
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        self._check_reachable()
+        return await self._database.store.segment_totals(after_id, row_max)
 
     async def close(self) -> None:
         if self._database.holder is self and not self.cut:

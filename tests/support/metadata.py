@@ -26,7 +26,17 @@ from metadata.model import (
     TopicsChanged,
 )
 from metadata.service import MetadataService
-from metadata.store.port import Change, Deposed, MetadataStore, StoreSnapshot, StoreUnavailable
+from metadata.store.port import (
+    Change,
+    DeadSegment,
+    Deposed,
+    ExtentsAdded,
+    MetadataStore,
+    SegmentAdded,
+    SegmentTotals,
+    StoreSnapshot,
+    StoreUnavailable,
+)
 from runtime.clock import Clock, SeededEntropy, SystemClock
 from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
 from runtime.tasks import Supervisor
@@ -80,6 +90,14 @@ def extent(
     position: int = 0,
 ) -> Extent:
     return Extent(of or topic_id(1), partition, base, last, key, position, size, timestamp, 5_000)
+
+
+def added(sequence: int, *extents: Extent, epoch: int = 1) -> list[Change]:
+    """A committed segment and its extents (whose key must be ``segments/<sequence>``)."""
+    changes: list[Change] = [SegmentAdded(epoch, sequence, f"segments/{sequence}", 1_000, 5_000, b"answer")]
+    if extents:
+        changes.append(ExtentsAdded(extents))
+    return changes
 
 
 class SettableClock(SystemClock):
@@ -180,6 +198,20 @@ class FaultyMetadataStore:
 
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
         return await self._inner.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
+
+    async def purge(self, row_max: int, now_ms: int) -> bool:
+        if self.deposed:
+            raise Deposed("planted: generation 2 leads")
+        return await self._inner.purge(row_max, now_ms)
+
+    async def find_dead_segments(self, until_ms: int, count_max: int) -> list[DeadSegment]:
+        return await self._inner.find_dead_segments(until_ms, count_max)
+
+    async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
+        return await self._inner.find_segments(segments)
+
+    async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
+        return await self._inner.segment_totals(after_id, row_max)
 
     async def close(self) -> None:
         await self._inner.close()

@@ -26,8 +26,10 @@ from metadata.store.port import (
     StoreUnavailable,
 )
 from metadata.store.sqlite import SqliteMetadataStore
+from tests.support.released import holds_what_was_released
 
-RELEASED = sorted((Path(__file__).parent / "released").glob("sqlite_*.sql"))
+RELEASED = sorted((Path(__file__).parent / "released").glob("*.sql"))
+FIRST, SECOND = (Path(__file__).parent / "released" / f"sqlite_{revision}.sql" for revision in ("0001", "0002"))
 LOGS = bytes.fromhex("1E2FEB89414C443C9027C4D1C386BBC4")
 COMMIT_MS = 1_700_000_000_000
 
@@ -63,12 +65,11 @@ def test_the_list_of_revisions_is_alembics() -> None:
 
 
 def test_every_revision_that_was_released_has_its_data_here() -> None:
-    assert [script.stem for script in RELEASED] == ["sqlite_0001"]
+    assert [script.stem for script in RELEASED] == ["postgresql_0002", "sqlite_0001", "sqlite_0002"]
 
 
-@pytest.mark.parametrize("script", RELEASED, ids=lambda script: script.stem)
-async def test_a_released_database_is_brought_up_to_date_with_all_that_is_in_it(script: Path, tmp_path: Path) -> None:
-    path = released(script, tmp_path / "metadata.sqlite")
+async def test_the_first_release_is_brought_up_to_date_with_all_that_is_in_it(tmp_path: Path) -> None:
+    path = released(FIRST, tmp_path / "metadata.sqlite")
     store = SqliteMetadataStore(path)
     snapshot = await store.open("another cluster")
     member = MemberRecord("m-1", "static-1", "client", "/10.0.0.1", 60_000, 10_000, (("range", b"\x00\xff"),), b"\x01")
@@ -97,7 +98,10 @@ async def test_a_released_database_is_brought_up_to_date_with_all_that_is_in_it(
     again = SqliteMetadataStore(path)
     assert (await again.open("another cluster")).partitions[0] == PartitionRow(LOGS, 0, 0, 10, 8_000, 1_000)
     await again.close()
+    await is_like_a_fresh_one(path, tmp_path)
 
+
+async def is_like_a_fresh_one(path: Path, tmp_path: Path) -> None:
     fresh = SqliteMetadataStore(tmp_path / "fresh.sqlite")
     await fresh.open("cluster")
     await fresh.close()
@@ -105,8 +109,16 @@ async def test_a_released_database_is_brought_up_to_date_with_all_that_is_in_it(
     assert query(path, READ_REVISION) == REVISIONS[-1]
 
 
+async def test_the_second_release_learns_what_its_segments_hold(tmp_path: Path) -> None:
+    path = released(SECOND, tmp_path / "metadata.sqlite")
+    store = SqliteMetadataStore(path)
+    await holds_what_was_released(store, await store.open("another cluster"))
+    await store.close()
+    await is_like_a_fresh_one(path, tmp_path)
+
+
 async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = released(RELEASED[0], tmp_path / "metadata.sqlite")
+    path = released(FIRST, tmp_path / "metadata.sqlite")
     before = schema(path)
     run = migrations.apply.command.upgrade
 
@@ -125,7 +137,7 @@ async def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatc
     await store.close()
 
 
-@pytest.mark.parametrize("newer", ["PRAGMA user_version = 3", "UPDATE alembic_version SET version_num = '0999'"])
+@pytest.mark.parametrize("newer", ["PRAGMA user_version = 999", "UPDATE alembic_version SET version_num = '0999'"])
 async def test_a_database_of_a_newer_version_is_left_alone(tmp_path: Path, newer: str) -> None:
     path = tmp_path / "metadata.sqlite"
     if "alembic" in newer:

@@ -22,11 +22,10 @@ from metadata.store.migrations.apply import upgrade_sqlite
 from metadata.store.port import (
     CounterSaved,
     ExtentsAdded,
-    OffsetsSaved,
+    LogStartMoved,
     ProducerSaved,
     SegmentAdded,
     StoreUnavailable,
-    TopicDropped,
     TopicSaved,
 )
 from metadata.store.sqlite import SqliteMetadataStore
@@ -161,7 +160,7 @@ def filled(path: Path, extent_count: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     upgrade_sqlite(connection)
     connection.execute("INSERT INTO partitions (partition_key, topic_id, partition) VALUES (1, ?, 0)", (topic_id(1),))
-    connection.execute("INSERT INTO segments VALUES (1, 1, 1, 'segments/1', 100, 1)")
+    connection.execute("INSERT INTO segments VALUES (1, 1, 1, 'segments/1', 100, 1, 1, 1, 0)")
     connection.execute("BEGIN")
     connection.executemany(
         "INSERT INTO extents VALUES (1, ?, ?, 1, 0, 100, ?, ?, 1)",
@@ -227,46 +226,39 @@ async def test_a_commit_and_a_read_hand_over_the_interpreter_lock_only_a_few_tim
     await store.close()
 
 
-async def test_a_large_topic_is_gone_at_once_and_purged_without_holding_up_commits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metadata.store.sqlite, "PURGE_ROWS", 50)
-    path = tmp_path / "metadata.sqlite"
-    store = SqliteMetadataStore(path)
+async def test_a_purge_reads_what_it_removes_and_no_more(tmp_path: Path) -> None:
+    """However much is behind: partitions of 20,000 and of 3 extents, of which the first two go."""
+    store = SqliteMetadataStore(tmp_path / "metadata.sqlite")
     await store.open("cluster")
-    await store.write(
-        [
-            TopicSaved(topic(1)),
-            TopicSaved(topic(2)),
-            *added(1, *[extent(number, number) for number in range(2_000)]),  # type: ignore[list-item]
-            *[ProducerSaved(topic_id(1), 1, number, b"x", 1) for number in range(300)],
-            OffsetsSaved("g", ()),
-        ]
-    )
-    await store.write([TopicDropped(topic_id(1))])
-    with inspecting(path) as connection:
+    steps = []
+    for number, count in ((1, 3), (2, 20_000)):
+        await store.write(
+            [
+                TopicSaved(topic(number)),
+                *added(
+                    number,
+                    *[extent(each, each, of=topic_id(number), key=f"segments/{number}") for each in range(count)],
+                ),
+                LogStartMoved(topic_id(number), 0, 2),
+            ]
+        )
 
-        def left() -> int:
-            return sum(
-                int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
-                for table in ("extents", "producers", "dropped_partitions")
-            )
+        def purge() -> int:
+            connection, counted = store._connection, 0
 
-        seen = {left()}
-        for number in range(5):
-            await store.write(added(10 + number, extent(number, number, of=topic_id(2), key=f"segments/{10 + number}")))  # type: ignore[arg-type]
-            seen.add(left())
-        assert len(seen) > 1 and max(seen) > 500, "commits go on between the parts of the purge"
-        await store.close()
-        assert left() > 5
-        again = SqliteMetadataStore(path)
-        await again.open("cluster")
-        for _ in range(500):
-            if left() == 5:
-                break
-            await asyncio.sleep(0.01)
-        assert left() == 5, "the next start goes on with it; the other topic's extents stay"
-        await again.close()
+            def count_steps() -> None:
+                nonlocal counted
+                counted += 1
+
+            assert connection is not None
+            connection.set_progress_handler(count_steps, 1)
+            assert not store._purge(1_000, 1)
+            connection.set_progress_handler(None, 1)
+            return counted
+
+        steps.append(await asyncio.get_running_loop().run_in_executor(store._write_thread, purge))
+    assert steps[1] < steps[0] * 1.3
+    await store.close()
 
 
 # --- URLs ------------------------------------------------------------------------------------------
