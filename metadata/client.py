@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
+from metadata.compaction import ExtentSwap
 from metadata.group_model import GroupClient
 from metadata.model import (
     Extent,
@@ -91,6 +92,16 @@ class MetadataClient(GroupClient, Protocol):
         ``settled_sequence``: this agent has seen the answers up to here; they need not be remembered.
 
         :raises metadata.model.Fenced: ``agent_epoch`` was replaced; nothing was changed.
+        """
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        """What is referenced of these segments, (agent epoch, sequence), in any order: for compaction."""
+
+    async def swap_extents(self, agent_epoch: int, swap: ExtentSwap) -> None:
+        """Let extents of a compacted segment take the place of those they were made of, all or none. Safe to repeat.
+
+        :raises metadata.model.Fenced: ``agent_epoch`` was replaced; nothing was changed.
+        :raises metadata.model.Refused: the extents are not there any more as they were read; nothing was changed.
         """
 
     async def find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:

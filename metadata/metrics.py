@@ -53,6 +53,11 @@ class MetadataMetrics:
         )
         self.extents_found_memory = self.extents_found.labels("memory")
         self.extents_found_store = self.extents_found.labels("store")
+        self.extents_swapped = Counter(
+            "tidelog_metadata_extents_swapped_total",
+            "Extents whose place was taken by larger ones of compacted segments.",
+            registry=registry,
+        )
         self.topics = Gauge("tidelog_metadata_topics_count", "Topics.", registry=registry)
         self.partitions = Gauge("tidelog_metadata_partitions_count", "Partitions of all topics.", registry=registry)
         self.producers = Gauge(

@@ -13,6 +13,7 @@ Once the store says that another process leads, the task ``metadata-pipeline`` f
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -24,6 +25,7 @@ import structlog
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.agent_watch import AgentWatch
 from metadata.client import MetadataListener
+from metadata.compaction import ExtentSwap
 from metadata.coordinator import GroupCoordinator
 from metadata.group_model import (
     GroupDescription,
@@ -60,6 +62,7 @@ from metadata.partitions import CommitOutcome
 from metadata.pipeline import CommandPipeline, Transaction
 from metadata.state import State
 from metadata.store.port import MetadataStore, StoreSnapshot, StoreUnavailable
+from metadata.swaps import RangeSwap, match_swap
 from metadata.topic_configs import validate_topic_configs
 from metadata.visible import VisibleIndex
 from runtime.clock import Clock, Entropy
@@ -99,6 +102,7 @@ class MetadataService:
         self._topic_settings = topic_settings
         self._state = State(_NOTHING)
         self._visible = VisibleIndex(_NOTHING)
+        self._swap_turn = asyncio.Lock()
         self._listeners = Listeners()
         self._pipeline = CommandPipeline(store, clock, metrics)
         self._pipeline.on_reload(self._load)
@@ -235,6 +239,32 @@ class MetadataService:
         if outcome.extents:
             self._visible.add_extents(outcome.extents)
             self._listeners.tell(lambda listener: listener.extents_committed(outcome.extents))
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        self._pipeline.check_running()
+        try:
+            return await self._store.find_segment_extents(segments)
+        except StoreUnavailable as error:
+            raise MetadataUnavailable(str(error)) from error
+
+    async def swap_extents(self, agent_epoch: int, swap: ExtentSwap) -> None:
+        self._pipeline.check_running()
+        async with self._swap_turn:  # what was found stays true but for deletions, which the decision looks at
+            wanted = [(each.topic_id, each.partition, each.base_offset, each.last_offset) for each in swap.extents]
+            try:
+                ranges = match_swap(swap, await self._store.find_ranges(wanted))
+            except StoreUnavailable as error:
+                raise MetadataUnavailable(str(error)) from error
+
+            def decide(transaction: Transaction) -> None:
+                self._state.swap_extents(agent_epoch, swap, ranges, self._clock.now_ms(), transaction.changes)
+                transaction.after_durable(partial(self._swapped, ranges))
+
+            await self._pipeline.run(decide)
+
+    def _swapped(self, ranges: Sequence[RangeSwap]) -> None:
+        self._visible.swap_extents([each.extent for each in ranges])
+        self._metrics.extents_swapped.inc(sum(each.count for each in ranges))
 
     # --- reads ------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import msgspec
 
 from metadata.agent_model import AgentRegistration
 from metadata.calls import AnsweredCalls
+from metadata.compaction import ExtentSwap, initial_level
 from metadata.counters import Counters
 from metadata.model import (
     Fenced,
@@ -32,12 +33,15 @@ from metadata.store.port import (
     AgentSaved,
     AnswersSettled,
     Change,
+    CompactedSegment,
     ExtentsAdded,
+    ExtentsSwapped,
     ProducerSaved,
     ProducersExpired,
     SegmentAdded,
     StoreSnapshot,
 )
+from metadata.swaps import RangeSwap
 from metadata.topics import Topics
 
 PRODUCER_EXPIRY_MS = 24 * 3_600_000
@@ -237,11 +241,15 @@ class State:
             agent.answers[commit.sequence] = encoded
             agent.last_sequence = commit.sequence
             outcome.answers.append(answer)
+            extents = outcome.extents[extents_before:]
+            level = initial_level(sum([extent.byte_length for extent in extents]), len(extents))
             changes.append(
-                SegmentAdded(agent_epoch, commit.sequence, commit.segment_key, commit.byte_length, now_ms, encoded)
+                SegmentAdded(
+                    agent_epoch, commit.sequence, commit.segment_key, commit.byte_length, now_ms, encoded, level
+                )
             )
-            if len(outcome.extents) > extents_before:
-                changes.append(ExtentsAdded(tuple(outcome.extents[extents_before:])))
+            if extents:
+                changes.append(ExtentsAdded(tuple(extents)))
         for producer in touched:
             producer.updated_ms = now_ms
             self._producers[producer] = None
@@ -252,6 +260,31 @@ class State:
             )
         self._settle(agent, settled_sequence, changes)
         return outcome
+
+    def swap_extents(
+        self, agent_epoch: int, swap: ExtentSwap, ranges: Sequence[RangeSwap], now_ms: int, changes: list[Change]
+    ) -> None:
+        """Let compacted extents take the place of others, which were just found in the store.
+
+        Only what may have happened since is checked: other swaps take their turns, so that is little.
+
+        :raises Fenced: the epoch is not the current one of any agent.
+        :raises Refused: UNKNOWN_TOPIC_ID, OFFSET_OUT_OF_RANGE: extents are gone or going.
+        """
+        if agent_epoch not in self._epochs:
+            raise Fenced(f"agent epoch {agent_epoch} was replaced or never existed")
+        for each in ranges:
+            topic = self.topics.by_id.get(each.extent.topic_id)
+            if topic is None:
+                raise Refused(Refusal.UNKNOWN_TOPIC_ID, f"topic {each.extent.topic_id.hex()} was deleted")
+            if each.first_last_offset < topic.partitions[each.extent.partition].log_start_offset:
+                raise Refused(Refusal.OFFSET_OUT_OF_RANGE, "the log start has moved above an extent")
+        if ranges:
+            segment = CompactedSegment(
+                agent_epoch, swap.sequence, swap.segment_key, swap.byte_length, swap.level, swap.commit_ms
+            )
+            extents = tuple([each.extent for each in ranges])
+            changes.append(ExtentsSwapped(segment, extents, sum(each.count for each in ranges), now_ms))
 
     def _check(self, agent: AgentState, commits: Sequence[SegmentCommit]) -> None:
         """Refuse what must not be committed, before anything was changed."""

@@ -115,6 +115,15 @@ class VisibleIndex:
             if oldest.newest:
                 oldest.newest.popleft()
 
+    def swap_extents(self, extents: Iterable[Extent]) -> None:
+        """Extents that took the place of others: what is in memory of those, and before them, is in the store only."""
+        for extent in extents:
+            partition = self.partition(extent.topic_id, extent.partition)
+            if partition is not None:
+                newest = partition.newest
+                while newest and newest[0].base_offset <= extent.last_offset:
+                    newest.popleft()
+
     def changes_since(self, earlier: VisibleIndex) -> TopicsChanged:
         """What happened to the topics between ``earlier`` and this index."""
         return TopicsChanged(

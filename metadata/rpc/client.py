@@ -17,6 +17,7 @@ import msgspec
 
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentRegistered, AgentRegistration
 from metadata.client import MetadataListener
+from metadata.compaction import ExtentSwap
 from metadata.group_model import (
     GroupDescription,
     GroupLag,
@@ -302,6 +303,12 @@ class RemoteMetadata:
         self, agent_epoch: int, settled_sequence: int, commits: Sequence[SegmentCommit]
     ) -> list[SegmentCommitted]:
         return await self._call(methods.COMMIT_SEGMENTS, agent_epoch, settled_sequence, commits)
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        return await self._call(methods.FIND_SEGMENT_EXTENTS, segments)
+
+    async def swap_extents(self, agent_epoch: int, swap: ExtentSwap) -> None:
+        await self._call(methods.SWAP_EXTENTS, agent_epoch, swap)
 
     async def find_extents(self, queries: Sequence[ExtentsQuery]) -> list[ExtentsFound]:
         return await self._call(methods.FIND_EXTENTS, queries)

@@ -92,6 +92,8 @@ LEAVE_AGENT = Method[None]("leave_agent", remembered=True)
 DESCRIBE_AGENTS = Method[list[AgentDescription]]("describe_agents")
 
 COMMIT_SEGMENTS = Method[list[SegmentCommitted]]("commit_segments", mutating=True)
+FIND_SEGMENT_EXTENTS = Method[list[Extent]]("find_segment_extents")
+SWAP_EXTENTS = Method[None]("swap_extents", mutating=True)
 FIND_EXTENTS = Method[list[ExtentsFound]]("find_extents")
 FIND_EXTENT_BY_TIMESTAMP = Method[Extent | None]("find_extent_by_timestamp")
 PARTITION_OFFSETS = Method[list[PartitionOffsets | None]]("partition_offsets")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from metadata.compaction import SegmentSummary
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
 from metadata.store.port import (
@@ -17,12 +18,15 @@ from metadata.store.port import (
     CallAnswered,
     CallsForgotten,
     Change,
+    CompactedSegment,
     CounterSaved,
     DeadSegment,
     ExtentsAdded,
+    ExtentsSwapped,
     GroupDropped,
     GroupSaved,
     LogStartMoved,
+    OffsetRange,
     OffsetsDropped,
     OffsetsSaved,
     PartitionRow,
@@ -60,6 +64,21 @@ class _Partition:
         del self.extents[: len(gone)], self.timestamps_max[: len(gone)]
         return gone
 
+    def inside(self, base_offset: int, last_offset: int) -> slice:
+        """Where the extents are that begin in these offsets."""
+        return slice(
+            bisect_left(self.extents, base_offset, key=lambda extent: extent.base_offset),
+            bisect_right(self.extents, last_offset, key=lambda extent: extent.base_offset),
+        )
+
+    def swap(self, extent: Extent) -> list[Extent]:
+        """``extent`` takes the place of those in the same offsets; they are gone."""
+        where = self.inside(extent.base_offset, extent.last_offset)
+        gone = self.extents[where]
+        self.extents[where] = [extent]
+        self.timestamps_max[where] = [self.timestamps_max[where.stop - 1]]
+        return gone
+
     @property
     def max_timestamp_ms(self) -> int:
         """Of what was added since the partition was last empty: an upper bound of what is left."""
@@ -70,7 +89,7 @@ class _Partition:
 class _Segment:
     """A committed object, and how much of it is referenced."""
 
-    def __init__(self, number: int, added: SegmentAdded) -> None:
+    def __init__(self, number: int, added: SegmentAdded | CompactedSegment) -> None:
         self.number = number
         self.added = added
         self.live_extents = 0
@@ -195,6 +214,38 @@ class MemoryMetadataStore:
             segments[-1].number if len(segments) == row_max else 0,
         )
 
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        found = [
+            SegmentSummary(
+                *key,
+                segment.added.segment_key,
+                segment.added.byte_length,
+                level,
+                segment.added.commit_ms,
+                segment.live_extents,
+                segment.live_bytes,
+            )
+            for key, segment in self._segments.items()
+            if segment.added.level == level and not segment.dead_ms
+        ]
+        return sorted(found, key=lambda segment: segment.commit_ms)[:count_max]
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        keys = {self._segments[name].added.segment_key for name in segments if name in self._segments}
+        return [
+            extent
+            for kept in self._partitions.values()
+            for extent in kept.extents
+            if extent.segment_key in keys and extent.last_offset >= kept.log_start_offset
+        ]
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        found = []
+        for topic_id, partition, base_offset, last_offset in ranges:
+            kept = self._partitions.get((topic_id, partition))
+            found.append([] if kept is None else kept.extents[kept.inside(base_offset, last_offset)])
+        return found
+
     def _snapshot(self) -> StoreSnapshot:
         if self._cluster_id is None:
             raise StoreUnavailable("the memory store was not opened")
@@ -241,12 +292,37 @@ class MemoryMetadataStore:
                     if extent.segment_key not in segments or offsets.get(key) != extent.base_offset:
                         raise ValueError(f"extent does not follow: {extent}")
                     offsets[key] = extent.last_offset + 1
+            elif isinstance(change, ExtentsSwapped):
+                self._check_swap(change)
             elif isinstance(change, LogStartMoved):
                 key = (change.topic_id, change.partition)
                 if key not in offsets and key in self._partitions:
                     offsets[key] = self._partitions[key].high_watermark
                 if key not in offsets or change.log_start_offset > offsets[key]:
                     raise ValueError(f"log start above the high watermark: {change}")
+
+    def _check_swap(self, change: ExtentsSwapped) -> None:
+        """Of extents that were there before this write."""
+        replaced = 0
+        for extent in change.extents:
+            kept = self._partitions.get((extent.topic_id, extent.partition))
+            found = [] if kept is None else kept.extents[kept.inside(extent.base_offset, extent.last_offset)]
+            if not found or found[0].base_offset != extent.base_offset:
+                raise ValueError(f"nothing to take the place of: {extent}")
+            replaced += len(found)
+        if replaced != change.replaced_count:
+            raise ValueError(f"{replaced} extents would be replaced, not {change.replaced_count}")
+
+    def _swap(self, change: ExtentsSwapped) -> None:
+        name = change.segment.agent_epoch, change.segment.sequence
+        if name not in self._segments:
+            self._segment_number += 1
+            segment = _Segment(self._segment_number, change.segment)
+            self._segments[name] = self._segments_by_key[change.segment.segment_key] = segment
+        for extent in change.extents:
+            for gone in self._partitions[extent.topic_id, extent.partition].swap(extent):
+                self._segments_by_key[gone.segment_key].release(gone, change.swapped_ms)
+            self._segments[name].reference(extent)
 
     def _apply(self, change: Change) -> None:
         match change:
@@ -260,6 +336,8 @@ class MemoryMetadataStore:
                 self._segments[change.agent_epoch, change.sequence] = segment
                 self._segments_by_key[change.segment_key] = segment
                 self._answers.setdefault(change.agent_epoch, {})[change.sequence] = change
+            case ExtentsSwapped():
+                self._swap(change)
             case SegmentsDropped(segments=segments):
                 for each in segments:
                     if each in self._segments and self._segments[each].dead_ms:

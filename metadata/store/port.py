@@ -11,6 +11,7 @@ from typing import Protocol
 
 import msgspec
 
+from metadata.compaction import SegmentSummary
 from metadata.group_model import GroupRecord, OffsetRecord
 from metadata.model import Extent, Topic, TopicId
 
@@ -50,6 +51,36 @@ class SegmentAdded(msgspec.Struct, frozen=True, tag=True, gc=False):
     commit_ms: int
     answer: bytes
     """The MessagePack :class:`metadata.model.SegmentCommitted`, for a retried commit."""
+    level: int = 0
+    """:func:`metadata.compaction.initial_level`."""
+
+
+OffsetRange = tuple[TopicId, int, int, int]
+"""Topic id, partition, first and last offset."""
+
+
+class CompactedSegment(msgspec.Struct, frozen=True):
+    """An object that compaction made. Not committed, so there is no answer to keep."""
+
+    agent_epoch: int
+    sequence: int
+    segment_key: str
+    byte_length: int
+    level: int
+    commit_ms: int
+
+
+class ExtentsSwapped(msgspec.Struct, frozen=True, tag=True):
+    """Extents of a compacted segment take the place of all that lie in the same offsets, ``replaced_count`` together.
+
+    They begin and end where those did. Nothing else of a partition changes. The segment may be there already: then
+    more of it is referenced now. Segments that nothing references any more are dead at ``swapped_ms``.
+    """
+
+    segment: CompactedSegment
+    extents: tuple[Extent, ...]
+    replaced_count: int
+    swapped_ms: int
 
 
 class SegmentsDropped(msgspec.Struct, frozen=True, tag=True):
@@ -166,6 +197,7 @@ Change = (
     | TopicDropped
     | ExtentsAdded
     | SegmentAdded
+    | ExtentsSwapped
     | SegmentsDropped
     | LogStartMoved
     | AnswersSettled
@@ -319,5 +351,14 @@ class MetadataStore(Protocol):
 
     async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
         """Of up to ``row_max`` segments after the one called ``after_id`` (0: from the first)."""
+
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        """Live segments of ``level``, by the time of their (oldest) commit."""
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        """Every extent in these segments, (agent epoch, sequence), that reaches above its log start; in any order."""
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        """For each range the extents that begin in it, by offset."""
 
     async def close(self) -> None: ...

@@ -14,11 +14,20 @@ from contextlib import asynccontextmanager, suppress
 import asyncpg
 import structlog
 
+from metadata.compaction import SegmentSummary
 from metadata.model import Extent, TopicId
+from metadata.store import postgres_compaction, postgres_reader
 from metadata.store import postgres_leadership as leadership
-from metadata.store import postgres_reader
 from metadata.store.migrations import READ_REVISION, needs_migration
-from metadata.store.port import Change, DeadSegment, Deposed, SegmentTotals, StoreSnapshot, StoreUnavailable
+from metadata.store.port import (
+    Change,
+    DeadSegment,
+    Deposed,
+    OffsetRange,
+    SegmentTotals,
+    StoreSnapshot,
+    StoreUnavailable,
+)
 from metadata.store.postgres_connections import Connection, Pool, PostgresServer
 from metadata.store.postgres_writer import PostgresWriter, purge
 from runtime.clock import Clock
@@ -173,6 +182,18 @@ class PostgresMetadataStore:
     async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
         async with self._reading() as pool:
             return await postgres_reader.segment_totals(pool, after_id, row_max)
+
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        async with self._reading() as pool:
+            return await postgres_compaction.find_compactable(pool, level, count_max)
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        async with self._reading() as pool:
+            return await postgres_compaction.find_segment_extents(pool, segments)
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        async with self._reading() as pool:
+            return await postgres_compaction.find_ranges(pool, ranges)
 
     async def close(self) -> None:
         """Finish a write that is under way, within some seconds, and give up the lock. Idempotent."""

@@ -21,7 +21,7 @@ _TABLES: tuple[tuple[str, str, str], ...] = (
     (
         "segments",
         "segment_id bigint, agent_epoch bigint, sequence bigint, segment_key text, byte_length bigint,"
-        " commit_ms bigint, live_extents bigint, live_bytes bigint, dead_ms bigint",
+        " commit_ms bigint, live_extents bigint, live_bytes bigint, dead_ms bigint, level bigint, contents text",
         "",
     ),
     ("answers", "agent_epoch bigint, sequence bigint, answer bytea", ""),
@@ -87,13 +87,14 @@ _encode = msgspec.json.Encoder().encode
 class SegmentRow:
     """A segment that is being added, and how much of it is referenced."""
 
-    __slots__ = ("added", "live_bytes", "live_extents", "segment_id")
+    __slots__ = ("added", "contents", "live_bytes", "live_extents", "segment_id")
 
     def __init__(self, segment_id: int, added: SegmentAdded) -> None:
         self.segment_id = segment_id
         self.added = added
         self.live_extents = 0
         self.live_bytes = 0
+        self.contents: list[str] = []
 
     def row(self) -> Row:
         added = self.added
@@ -107,6 +108,8 @@ class SegmentRow:
             self.live_extents,
             self.live_bytes,
             0 if self.live_extents else added.commit_ms,
+            added.level,
+            ",".join(self.contents),
         )
 
 

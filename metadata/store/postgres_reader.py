@@ -49,7 +49,8 @@ _PARTITIONS = """
 """
 
 _EXTENT_ROW = """
-    base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms, extents.commit_ms
+    base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms, extents.commit_ms,
+    level
     FROM extents JOIN segments USING (segment_id)
 """
 _WANTED = """
@@ -127,7 +128,7 @@ async def load(connection: Connection, generation: int) -> tuple[StoreSnapshot, 
             SegmentAdded(*row)
             for row in await _rows(
                 connection,
-                "SELECT agent_epoch, sequence, segment_key, byte_length, commit_ms, answer"
+                "SELECT agent_epoch, sequence, segment_key, byte_length, commit_ms, answer, level"
                 " FROM answers JOIN segments USING (agent_epoch, sequence) ORDER BY agent_epoch, sequence",
             )
         ),

@@ -20,6 +20,7 @@ from metadata.store.port import (
     Change,
     CounterSaved,
     ExtentsAdded,
+    ExtentsSwapped,
     GroupDropped,
     GroupSaved,
     LogStartMoved,
@@ -34,6 +35,7 @@ from metadata.store.port import (
     TopicSaved,
 )
 from metadata.store.postgres_bulk import BULK, LEADS, Bulk, SegmentRow
+from metadata.store.postgres_compaction import swap_statements
 from metadata.store.postgres_connections import Connection
 from metadata.store.postgres_leadership import deposed
 
@@ -119,6 +121,10 @@ class PostgresWriter:
                     key = self._partition(change.topic_id, change.partition).key
                     row = (key, change.producer_id, change.state, change.updated_ms)
                     self._bulk.producers[key, change.producer_id] = row
+                case ExtentsSwapped():
+                    self._flush()  # it replaces rows that may be among those collected
+                    self._segment_id += 1
+                    self._statements += swap_statements(change, self._partition_key, self._segment_id)
                 case AnswersSettled():
                     self._bulk.settle(change.agent_epoch, change.sequence)
                 case OffsetsSaved():
@@ -216,6 +222,9 @@ class PostgresWriter:
             raise ValueError(f"no partition {topic_id.hex()}/{partition}")
         return kept
 
+    def _partition_key(self, topic_id: TopicId, partition: int) -> int:
+        return self._partition(topic_id, partition).key
+
     def _add_segment(self, change: SegmentAdded) -> None:
         self._segment_id += 1
         segment = SegmentRow(self._segment_id, change)
@@ -233,6 +242,7 @@ class PostgresWriter:
             if segment is None or extent.base_offset != partition.high_watermark:
                 raise ValueError(f"extent does not follow offset {partition.high_watermark}: {extent}")
             segment.live_extents += 1
+            segment.contents.append(f"[{partition.key},{extent.base_offset}]")
             segment.live_bytes += extent.byte_length
             partition.high_watermark = extent.last_offset + 1
             partition.max_timestamp_ms = max(partition.max_timestamp_ms, extent.max_timestamp_ms)

@@ -18,10 +18,11 @@ from typing import TypeVar
 
 import structlog
 
+from metadata.compaction import SegmentSummary
 from metadata.model import Extent, TopicId
-from metadata.store import sqlite_reader
+from metadata.store import sqlite_compaction, sqlite_reader
 from metadata.store.migrations import READ_REVISION, needs_migration
-from metadata.store.port import Change, DeadSegment, SegmentTotals, StoreSnapshot, StoreUnavailable
+from metadata.store.port import Change, DeadSegment, OffsetRange, SegmentTotals, StoreSnapshot, StoreUnavailable
 from metadata.store.sqlite_writer import SqliteWriter, purge
 
 _log = structlog.get_logger("tidelog.metadata.sqlite")
@@ -122,6 +123,15 @@ class SqliteMetadataStore:
 
     async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
         return await self._read(lambda reader: sqlite_reader.segment_totals(reader, after_id, row_max))
+
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        return await self._read(lambda reader: sqlite_compaction.find_compactable(reader, level, count_max))
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        return await self._read(lambda reader: sqlite_compaction.find_segment_extents(reader, segments))
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        return await self._read(lambda reader: sqlite_compaction.find_ranges(reader, ranges))
 
     async def close(self) -> None:
         """Finish what was submitted, close the file and give up the lock. Idempotent."""

@@ -23,7 +23,7 @@ from metadata.store.port import (
 )
 
 _decode_group = msgspec.msgpack.Decoder(GroupRecord).decode
-_ExtentRow = tuple[int, int, str, int, int, int, int]
+_ExtentRow = tuple[int, int, str, int, int, int, int, int]
 _AgentRow = tuple[str, int, int, str, str, str, int, str, str, str, int, int]
 _decode_extents = msgspec.json.Decoder(list[_ExtentRow]).decode
 
@@ -43,7 +43,7 @@ PARTITIONS = """
 # CROSS JOIN fixes the order of the join: from the few rows asked for to the segments they name.
 _EXTENT_ROW = """
     json_array(base_offset, last_offset, segment_key, byte_position, extents.byte_length, max_timestamp_ms,
-        extents.commit_ms) AS extent
+        extents.commit_ms, level) AS extent
     FROM extents CROSS JOIN segments USING (segment_id)
 """
 _PARTITION_KEY = "(SELECT partition_key FROM partitions WHERE topic_id = :topic_id AND partition = :partition)"
@@ -119,7 +119,7 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
         answers=tuple(
             SegmentAdded(*row)
             for row in query(
-                "SELECT agent_epoch, sequence, segment_key, byte_length, commit_ms, answer"
+                "SELECT agent_epoch, sequence, segment_key, byte_length, commit_ms, answer, level"
                 " FROM answers CROSS JOIN segments USING (agent_epoch, sequence)"
             )
         ),

@@ -18,6 +18,7 @@ from metadata.store.port import (
     Change,
     CounterSaved,
     ExtentsAdded,
+    ExtentsSwapped,
     GroupDropped,
     GroupSaved,
     LogStartMoved,
@@ -30,13 +31,14 @@ from metadata.store.port import (
     TopicDropped,
     TopicSaved,
 )
+from metadata.store.sqlite_compaction import swap_extents
 from metadata.store.sqlite_reader import PARTITIONS
 
 _encode = msgspec.msgpack.Encoder().encode
 
-ROWS_PER_STATEMENT = (100, 10, 1)
+ROWS_PER_STATEMENT = (90, 10, 1)
 """Rows go into a table many to a statement: Python gives up the interpreter lock around each statement and has to win
-it back from a busy event loop, up to 5 ms each time. 100 rows of 9 columns stay below SQLite's oldest limit of 999."""
+it back from a busy event loop, up to 5 ms each time. 90 rows of 11 columns stay below SQLite's oldest limit of 999."""
 
 
 class _Partition:
@@ -53,13 +55,14 @@ class _Partition:
 class _Segment:
     """One that this transaction adds, and how much of it is referenced."""
 
-    __slots__ = ("added", "live_bytes", "live_extents", "segment_id")
+    __slots__ = ("added", "contents", "live_bytes", "live_extents", "segment_id")
 
     def __init__(self, segment_id: int, added: SegmentAdded) -> None:
         self.segment_id = segment_id
         self.added = added
         self.live_extents = 0
         self.live_bytes = 0
+        self.contents: list[str] = []
 
 
 class _Bulk:
@@ -95,7 +98,7 @@ class SqliteWriter:
         }
         self._segment_id: int = connection.execute("SELECT coalesce(max(segment_id), 0) FROM segments").fetchone()[0]
         self._segments: dict[str, _Segment] = {}
-        self._segment_rows = _Bulk("INSERT INTO segments", 9)
+        self._segment_rows = _Bulk("INSERT INTO segments", 11)
         self._extents = _Bulk("INSERT INTO extents", 9)
         self._producers = _Bulk("INSERT OR REPLACE INTO producers", 4)
         self._offsets = _Bulk("INSERT OR REPLACE INTO group_offsets", 6)
@@ -117,6 +120,8 @@ class SqliteWriter:
                     self._producers.add((partition.key, change.producer_id, change.state, change.updated_ms))
                 case OffsetsSaved():
                     self._save_offsets(change)
+                case ExtentsSwapped():
+                    self._swap_extents(change)
                 case _:
                     if isinstance(change, TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped):
                         self._flush()  # these remove rows that may be among those collected
@@ -204,6 +209,7 @@ class SqliteWriter:
                 raise ValueError(f"extent does not follow what is stored: {extent}")
             partition.high_watermark = extent.last_offset + 1
             segment.live_extents += 1
+            segment.contents.append(f"[{partition.key},{extent.base_offset}]")
             segment.live_bytes += extent.byte_length
             timestamp_ms = extent.max_timestamp_ms
             if timestamp_ms > partition.max_timestamp_ms:
@@ -222,6 +228,11 @@ class SqliteWriter:
                 )
             )
 
+    def _swap_extents(self, change: ExtentsSwapped) -> None:
+        self._flush()  # it replaces rows that may be among those collected
+        self._segment_id += 1
+        swap_extents(self._connection, change, lambda *key: self._partition(*key).key, self._segment_id)
+
     def _flush(self) -> None:
         for segment in self._segments.values():
             added = segment.added
@@ -236,6 +247,8 @@ class SqliteWriter:
                     segment.live_extents,
                     segment.live_bytes,
                     0 if segment.live_extents else added.commit_ms,
+                    added.level,
+                    ",".join(segment.contents),
                 )
             )
         self._segments.clear()

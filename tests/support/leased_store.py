@@ -6,9 +6,18 @@ import asyncio
 import time
 from collections.abc import Sequence
 
+from metadata.compaction import SegmentSummary
 from metadata.model import Extent, TopicId
 from metadata.store.memory import MemoryMetadataStore
-from metadata.store.port import Change, DeadSegment, Deposed, SegmentTotals, StoreSnapshot, StoreUnavailable
+from metadata.store.port import (
+    Change,
+    DeadSegment,
+    Deposed,
+    OffsetRange,
+    SegmentTotals,
+    StoreSnapshot,
+    StoreUnavailable,
+)
 
 
 class SharedDatabase:
@@ -92,6 +101,15 @@ class LeasedStore:
     async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
         self._check_reachable()
         return await self._database.store.find_segments(segments)
+
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        return await self._database.store.find_compactable(level, count_max)
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        return await self._database.store.find_segment_extents(segments)
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        return await self._database.store.find_ranges(ranges)
 
     async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
         self._check_reachable()

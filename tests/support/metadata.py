@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.client import MetadataClient
+from metadata.compaction import SegmentSummary
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
     BatchDraft,
@@ -32,6 +33,7 @@ from metadata.store.port import (
     Deposed,
     ExtentsAdded,
     MetadataStore,
+    OffsetRange,
     SegmentAdded,
     SegmentTotals,
     StoreSnapshot,
@@ -209,6 +211,15 @@ class FaultyMetadataStore:
 
     async def find_segments(self, segments: Sequence[tuple[int, int]]) -> dict[tuple[int, int], str]:
         return await self._inner.find_segments(segments)
+
+    async def find_compactable(self, level: int, count_max: int) -> list[SegmentSummary]:
+        return await self._inner.find_compactable(level, count_max)
+
+    async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
+        return await self._inner.find_segment_extents(segments)
+
+    async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
+        return await self._inner.find_ranges(ranges)
 
     async def segment_totals(self, after_id: int, row_max: int) -> SegmentTotals:
         return await self._inner.segment_totals(after_id, row_max)

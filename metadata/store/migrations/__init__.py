@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from metadata.store.port import StoreUnavailable
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision, oldest first. PostgreSQL stores begin with 0002."""
 READ_REVISION = "SELECT version_num FROM alembic_version"
 """What a store without the table answers differs: look for it in the catalogue first."""

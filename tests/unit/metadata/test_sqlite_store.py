@@ -160,7 +160,7 @@ def filled(path: Path, extent_count: int) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     upgrade_sqlite(connection)
     connection.execute("INSERT INTO partitions (partition_key, topic_id, partition) VALUES (1, ?, 0)", (topic_id(1),))
-    connection.execute("INSERT INTO segments VALUES (1, 1, 1, 'segments/1', 100, 1, 1, 1, 0)")
+    connection.execute("INSERT INTO segments VALUES (1, 1, 1, 'segments/1', 100, 1, 1, 1, 0, 0, '')")
     connection.execute("BEGIN")
     connection.executemany(
         "INSERT INTO extents VALUES (1, ?, ?, 1, 0, 100, ?, ?, 1)",
