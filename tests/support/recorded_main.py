@@ -120,9 +120,8 @@ def produce_aiokafka(options: argparse.Namespace, config: dict[str, Any], record
             enable_idempotence=True,
             retry_backoff_ms=50,
             request_timeout_ms=int(ANSWERS_SECONDS * 1000),
-            metadata_max_age_ms=5_000,
             linger_ms=5,
-            **config,
+            **{"metadata_max_age_ms": 5_000, **config},
         )
         await producer.start()
         waiting: set[asyncio.Future[Any]] = set()
@@ -233,8 +232,7 @@ def consume_aiokafka(options: argparse.Namespace, config: dict[str, Any], record
             heartbeat_interval_ms=1_000,
             request_timeout_ms=6_000,
             retry_backoff_ms=50,
-            metadata_max_age_ms=5_000,
-            **config,
+            **{"metadata_max_age_ms": 5_000, **config},
         )
         consumer.subscribe([options.topic], listener=Listener())
         await consumer.start()
@@ -268,6 +266,17 @@ def _value(options: argparse.Namespace, sequence: int) -> bytes:
     return value.ljust(options.value_bytes, " ").encode()
 
 
+def _aiokafka_tls(config: dict[str, Any]) -> dict[str, Any]:
+    """librdkafka's names of TLS settings in aiokafka's own."""
+    import ssl
+
+    own = {name: value for name, value in config.items() if not name.startswith(("ssl.", "security."))}
+    context = ssl.create_default_context(cafile=config["ssl.ca.location"])
+    if "ssl.certificate.location" in config:
+        context.load_cert_chain(config["ssl.certificate.location"], config["ssl.key.location"])
+    return own | {"security_protocol": config["security.protocol"].upper(), "ssl_context": context}
+
+
 _CLIENTS = {
     ("produce", "confluent"): produce_confluent,
     ("produce", "aiokafka"): produce_aiokafka,
@@ -293,10 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
-    config = {
+    config: dict[str, Any] = {
         name: int(value) if value.isdigit() else value
         for name, _, value in (one.partition("=") for one in options.config)
     }
+    if options.client == "aiokafka" and "security.protocol" in config:
+        config = _aiokafka_tls(config)
     record = Recorder(options.record)
     try:
         _CLIENTS[options.what, options.client](options, config, record)

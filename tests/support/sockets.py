@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from tests.tools.require import require
 
 _PID = re.compile(r"pid=(\d+)")
+_MAPPED = re.compile(r"\[::ffff:([\d.]+)\]")
+"""How Java's sockets show an IPv4 address."""
 _SENT = re.compile(r"\bbytes_sent:(\d+)")
 
 
@@ -41,7 +44,7 @@ def connections() -> dict[Ends, Carried]:
     done = subprocess.run(["ss", "-tinpHO", "state", "established"], capture_output=True, text=True, check=True)
     held: dict[tuple[str, str], tuple[int, int]] = {}
     for line in done.stdout.splitlines():
-        _, _, local, peer, *_ = line.split()
+        _, _, local, peer, *_ = _MAPPED.sub(r"\1", line).split()
         pid, sent = _PID.search(line), _SENT.search(line)
         if pid is not None:
             held[local, peer] = int(pid[1]), 0 if sent is None else int(sent[1])
@@ -50,6 +53,16 @@ def connections() -> dict[Ends, Carried]:
         other = held.get((peer, local))
         if other is not None and local < peer:
             found[Ends(local, peer)] = Carried(pid_, other[0], sent_ + other[1])
+    return found
+
+
+def between(clients: Collection[int], servers: Collection[int]) -> dict[int, Counter[int]]:
+    """How many connections each of the processes ``clients`` has to which of ``servers``."""
+    found: dict[int, Counter[int]] = {pid: Counter() for pid in clients}
+    for carried in connections().values():
+        for client, server in ((carried.low_pid, carried.high_pid), (carried.high_pid, carried.low_pid)):
+            if client in found and server in servers:
+                found[client][server] += 1
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.sockets import ZoneSockets, require_ss
+from tests.support.sockets import ZoneSockets, connections, require_ss
 
 _ECHO = """
 import socket, sys
@@ -76,3 +76,14 @@ def test_processes_of_no_zone_are_not_counted(other: tuple[int, socket.socket]) 
     sockets.look()
     assert not sockets.within
     assert not sockets.across
+
+
+def test_java_shows_ipv4_addresses_in_its_own_way() -> None:
+    require_ss()
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_INET6) as client:
+        client.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        client.connect((f"::ffff:{server.getsockname()[0]}", server.getsockname()[1]))
+        accepted, peer = server.accept()
+        with accepted:
+            own = f"{peer[0]}:{peer[1]}"
+            assert [ends for ends in connections() if own in (ends.low, ends.high)]
