@@ -240,7 +240,9 @@ class ClusterWorld:
         self.network.close()
 
 
-def read_log(bootstrap: str, topic: str, partitions: int, within_s: float = 60) -> dict[tuple[int, int], bytes]:
+def read_log(
+    bootstrap: str, topic: str, partitions: int, within_s: float = 60, config: Mapping[str, str] | None = None
+) -> dict[tuple[int, int], bytes]:
     """One read of the whole topic from the first offset to the end, by (partition, offset)."""
     consumer = Consumer(
         {
@@ -250,6 +252,7 @@ def read_log(bootstrap: str, topic: str, partitions: int, within_s: float = 60) 
             "enable.auto.commit": False,
             "auto.offset.reset": "error",
             "log_level": 0,
+            **(config or {}),
         }
     )
     found: dict[tuple[int, int], bytes] = {}

@@ -11,10 +11,14 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 
 def create_topic(
-    bootstrap: str, topic: str, partitions: int = 1, configs: Mapping[str, str] | None = None
+    bootstrap: str,
+    topic: str,
+    partitions: int = 1,
+    configs: Mapping[str, str] | None = None,
+    client: Mapping[str, str] | None = None,
 ) -> AdminClient:
-    """Create it and return the admin client."""
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
+    """Create it and return the admin client; ``client`` is added to that one's own settings."""
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0, **(client or {})})
     admin.create_topics([NewTopic(topic, partitions, 1, config=dict(configs or {}))])[topic].result(15)
     return admin
 
