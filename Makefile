@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 SOURCES := agent ingest metadata storage runtime autoscaler tidelog tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-cluster test faults check fmt docs bench fuzz requirements
+.PHONY: help env demo demo-cluster test faults check static fmt docs bench fuzz requirements
 
 help:
 	@echo "make demo    ship a real log through Tidelog and watch it come out (DEMO_SECONDS=60)"
 	@echo "make demo-cluster  three zones and two groups under load, two processes killed, every line counted"
 	@echo "make test    every test; installs what it may (Debian packages only in CI), says what it skipped"
 	@echo "make check   the gate: format, lint, types, import contracts, generated docs, fast tests"
+	@echo "make static  the gate without its tests: what CI runs before make test"
 	@echo "make bench   one table of speed ratios against peers and raw limits"
 	@echo "make faults  every fault of a cluster and every two together, 30 s each: an hour and a half"
 	@echo "make fuzz    the fuzz tests, longer (FUZZ_EXAMPLES=20000)"
@@ -45,17 +46,19 @@ demo: env
 demo-cluster: env
 	@$(BIN)/tidelog cluster demo --seconds $${DEMO_SECONDS:-60}
 
-check: $(VENV)/.dev
+check: static
+	$(BIN)/pytest -q tests/unit tests/contract tests/property
+
+static: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tidelog.docs --check
-	$(BIN)/pytest -q tests/unit tests/contract tests/property
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
-	$(BIN)/pytest -q --durations 20 tests
+	@$(BIN)/python -m tests.lanes
 
 faults: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup

@@ -16,7 +16,7 @@ from tests.support.raw_kafka import RawKafka, record_batch
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
-ROUNDS = int(os.environ.get("TIDELOG_CRASH_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("TIDELOG_CRASH_ROUNDS", "8"))
 
 
 def test_kill_9_at_random_moments(tidelog: Callable[..., TidelogProcess], rng: random.Random) -> None:
