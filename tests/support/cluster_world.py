@@ -186,7 +186,7 @@ class ClusterWorld:
     def page(self, timeout_s: float = 3) -> dict[str, Any]:
         """``/cluster`` of the process that leads. :raises AssertionError: none does."""
         for metadata in self.metadata:
-            page = self._ask(metadata, timeout_s)
+            page = self.page_of(metadata, timeout_s)
             if page is not None and page["leader"]:
                 return page
         raise AssertionError("no metadata process leads")
@@ -195,7 +195,7 @@ class ClusterWorld:
         """The metadata process that leads."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
-            pages = {metadata.name: self._ask(metadata, 1) for metadata in self.metadata if metadata.running()}
+            pages = {metadata.name: self.page_of(metadata, 1) for metadata in self.metadata if metadata.running()}
             leading = [
                 (page["generation"], name) for name, page in pages.items() if page is not None and page["leader"]
             ]
@@ -204,7 +204,8 @@ class ClusterWorld:
             time.sleep(0.1)
         raise AssertionError(f"no metadata process leads after {within_s} s\n{self.logs_tail()}")
 
-    def _ask(self, metadata: ServerProcess, timeout_s: float) -> dict[str, Any] | None:
+    def page_of(self, metadata: ServerProcess, timeout_s: float) -> dict[str, Any] | None:
+        """``/cluster`` of one process, which may not lead; None: it does not answer."""
         try:
             with urllib.request.urlopen(f"http://{metadata.http}/cluster", timeout=timeout_s) as answer:
                 found: dict[str, Any] = json.loads(answer.read())

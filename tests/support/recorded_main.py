@@ -228,11 +228,10 @@ def consume_aiokafka(options: argparse.Namespace, config: dict[str, Any], record
             group_id=options.group,
             auto_offset_reset="earliest",
             enable_auto_commit=False,
-            session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=1_000,
             request_timeout_ms=6_000,
             retry_backoff_ms=50,
-            **{"metadata_max_age_ms": 5_000, **config},
+            **{"metadata_max_age_ms": 5_000, "session_timeout_ms": SESSION_MS, **config},
         )
         consumer.subscribe([options.topic], listener=Listener())
         await consumer.start()
