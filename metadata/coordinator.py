@@ -244,17 +244,17 @@ class GroupCoordinator:
 
     async def _parked(self, waiting: dict[int, asyncio.Future[T]], decide: Callable[[int, Transaction], None]) -> T:
         """Run ``decide`` with a ticket, and wait until that ticket is answered."""
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        def decide_with_ticket(transaction: Transaction) -> None:
+        def decide_with_ticket(transaction: Transaction) -> asyncio.Future[T]:
             if self._stopping:
                 raise MetadataUnavailable("the group coordinator has stopped")
             ticket = next(self._tickets)
-            waiting[ticket] = answer
+            waiting[ticket] = answer = asyncio.get_running_loop().create_future()
             decide(ticket, transaction)
+            return answer
 
-        await self._pipeline.run(decide_with_ticket)
-        return await answer
+        # Decided anew after a failed write, it has a new ticket: what became of the first one means nothing.
+        return await (await self._pipeline.run(decide_with_ticket))
 
     def _join(self, join: JoinGroup, ticket: int, transaction: Transaction) -> None:
         entry = self._entries.get(join.group_id)

@@ -1,9 +1,10 @@
-"""Group commit: commands decide one after the other in memory, and those that queued together share one durable write.
+"""Group commit: commands decide one after the other in memory, and those that come together share one durable write.
 
-While a write runs, further commands queue; nothing is decided on state that might still be lost. When the write
-is durable its callbacks run, its waiters are answered, and the queue becomes the next transaction. When a write
-fails its outcome is unknown: the in-memory state is rebuilt from the store before anything else is decided. When the
-store says that another process leads now, everything ends.
+While a write runs, commands that arrive are decided on what it *will* leave behind, and become the next write; never
+more than one is decided ahead. Nobody is answered before everything that was decided before is durable. When a write
+is durable its callbacks run, its waiters are answered, and the next one begins. When a write fails its outcome is
+unknown: what was decided on it is forgotten, the state is rebuilt from the store, and those commands are decided anew.
+When the store says that another process leads now, everything ends.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from runtime.tasks import Supervisor
 _log = structlog.get_logger("tidelog.metadata")
 
 T = TypeVar("T")
+Decide = Callable[["Transaction"], Any]
 
 COMMANDS_QUEUED_MAX = 20_000
 """One more command is refused with MetadataUnavailable before it is decided."""
@@ -73,6 +75,51 @@ class Transaction:
                 _log.error("metadata_callback_failed", error=repr(error), exc_info=error)
 
 
+class _Group:
+    """Commands that share a write, in order: what each decided, and who waits for it."""
+
+    __slots__ = ("broken", "commands", "transaction")
+
+    def __init__(self) -> None:
+        self.transaction = Transaction()
+        self.commands: list[tuple[Decide, asyncio.Future[Any], Any]] = []
+        """The command, its waiter, and the result: an answer or a MetadataError."""
+        self.broken: Exception | None = None
+        """A command failed half-way: nothing that stands on this state may be written, and nothing more decided."""
+
+    def __bool__(self) -> bool:
+        """Something is to be done."""
+        return bool(self.commands) or self.broken is not None
+
+    @property
+    def is_full(self) -> bool:
+        return self.broken is not None or len(self.commands) >= COMMANDS_PER_WRITE_MAX
+
+    def decide(self, decide: Decide, answer: asyncio.Future[Any]) -> None:
+        transaction = self.transaction
+        mark = transaction.mark()
+        try:
+            self.commands.append((decide, answer, decide(transaction)))
+        except MetadataError as error:
+            transaction.discard_from(mark)
+            self.commands.append((decide, answer, error))
+        except Exception as error:
+            _log.error("metadata_command_failed", error=repr(error), exc_info=error)
+            _settle(answer, error)
+            self.broken = error
+
+    def answer(self) -> None:
+        """All of it is durable."""
+        self.transaction.durable()
+        for _, answer, result in self.commands:
+            _settle(answer, result)
+
+    def fail(self, why: str) -> None:
+        """Fail every waiter; one that was refused anyway keeps its refusal."""
+        for _, answer, result in self.commands:
+            _settle(answer, result if isinstance(result, MetadataError) else MetadataUnavailable(why))
+
+
 class CommandPipeline:
     """Runs commands against the state of one metadata service; one event loop, one writer.
 
@@ -83,7 +130,11 @@ class CommandPipeline:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._queue: deque[tuple[Callable[[Transaction], Any], asyncio.Future[Any]]] = deque()
+        self._queue: deque[tuple[Decide, asyncio.Future[Any]]] = deque()
+        """Not decided yet."""
+        self._next = _Group()
+        """Decided, and written next."""
+        self._writing = False
         self._wake = asyncio.Event()
         self._on_reload: list[Callable[[StoreSnapshot], None]] = []
         self._driver: asyncio.Task[None] | None = None
@@ -134,10 +185,11 @@ class CommandPipeline:
     async def run(self, decide: Callable[[Transaction], T]) -> T:
         """Run ``decide`` on the loop, in the order of calls, and return its result once its changes are durable.
 
-        ``decide`` changes the in-memory state and adds the matching changes to the transaction, synchronously. A
-        result without changes is returned when everything it may have seen is durable: with the write it shares,
-        or at once when that has nothing to write. ``decide`` may raise a :class:`MetadataError` (such as Refused
-        or Fenced) before it changed any state: its changes are discarded and only this caller sees the error.
+        ``decide`` changes the in-memory state and adds the matching changes to the transaction, synchronously. It is
+        called again, on the state as it is durable, when a write before its own failed. A result without changes is
+        returned when everything it may have seen is durable: with the write it shares, or when the write before it
+        has ended. ``decide`` may raise a :class:`MetadataError` (such as Refused or Fenced) before it changed any
+        state: its changes are discarded and only this caller sees the error.
 
         Cancelling a command that waits in the queue drops it; later the outcome is unknown.
 
@@ -149,13 +201,16 @@ class CommandPipeline:
             raise MetadataUnavailable(f"{COMMANDS_QUEUED_MAX} metadata commands are queued already")
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._queue.append((decide, answer))
-        self._wake.set()
+        if self._writing:
+            self._decide_queued()
+        else:
+            self._wake.set()
         return await answer
 
     async def _drive(self) -> None:
         try:
             while True:
-                if not self._queue:
+                if not (self._queue or self._next):
                     if self._stopping:
                         return
                     self._wake.clear()
@@ -166,46 +221,47 @@ class CommandPipeline:
             self._problem = f"another process leads now: {error}"
             raise
         finally:
+            self._undecide()
             self._fail_queued(self._problem or "the metadata service has stopped")
 
+    def _decide_queued(self) -> None:
+        """Decide as many of the queued commands as the next write takes."""
+        queue, group = self._queue, self._next
+        while queue and not group.is_full:
+            decide, answer = queue.popleft()
+            if not answer.done():
+                group.decide(decide, answer)
+
     async def _one_transaction(self) -> None:
-        """Decide what is queued, write it, answer."""
-        transaction = Transaction()
-        decided: list[tuple[asyncio.Future[Any], Any]] = []
-        broken: BaseException | None = None
-        for _ in range(min(len(self._queue), COMMANDS_PER_WRITE_MAX)):
-            decide, answer = self._queue.popleft()
-            if answer.done():
-                continue
-            mark = transaction.mark()
-            try:
-                decided.append((answer, decide(transaction)))
-            except MetadataError as error:
-                transaction.discard_from(mark)
-                decided.append((answer, error))
-            except Exception as error:
-                # The state may be half changed: nothing that stands on it may be written.
-                _log.error("metadata_command_failed", error=repr(error), exc_info=error)
-                _settle(answer, error)
-                broken = error
-                break
-        if broken is None and transaction.changes:
+        """Decide what is queued, write what is decided, answer; meanwhile the next one is decided."""
+        self._decide_queued()
+        group, self._next = self._next, _Group()
+        broken: BaseException | None = group.broken
+        changes = group.transaction.changes
+        if broken is None and changes:
             started = self._clock.monotonic()
+            self._writing = True
             try:
-                await self._store.write(transaction.changes)
+                await self._store.write(changes)
             except asyncio.CancelledError:
-                _settle_all(decided, "the metadata service stopped during a write")
+                group.fail("the metadata service stopped during a write")
                 raise
             except Exception as error:
                 broken = error
-            self._metrics.write_done(self._clock.monotonic() - started, len(decided), broken is None)
+            finally:
+                self._writing = False
+            self._metrics.write_done(self._clock.monotonic() - started, len(group.commands), broken is None)
         if broken is not None:
-            _settle_all(decided, f"the metadata could not be written: {broken}")
+            group.fail(f"the metadata could not be written: {broken}")
+            self._undecide()
             await self._recover(broken)
             return
-        transaction.durable()
-        for answer, result in decided:
-            _settle(answer, result)
+        group.answer()
+
+    def _undecide(self) -> None:
+        """What the next write would stand on is gone: its commands are queued again, before all others."""
+        group, self._next = self._next, _Group()
+        self._queue.extendleft((decide, answer) for decide, answer, _ in reversed(group.commands))
 
     async def _recover(self, cause: BaseException) -> None:
         """Rebuild the state from the store; commands that queue meanwhile fail with each attempt that fails.
@@ -252,9 +308,3 @@ def _settle(answer: asyncio.Future[Any], result: Any) -> None:
         answer.set_exception(result)
     else:
         answer.set_result(result)
-
-
-def _settle_all(decided: list[tuple[asyncio.Future[Any], Any]], why: str) -> None:
-    """Fail every waiter of a write; one that was refused anyway keeps its refusal."""
-    for answer, result in decided:
-        _settle(answer, result if isinstance(result, MetadataError) else MetadataUnavailable(why))

@@ -253,21 +253,57 @@ async def test_too_many_queued_commands_are_turned_away_undecided(
     assert await world.high_watermark() == 3
 
 
-async def test_a_command_cancelled_in_the_queue_is_dropped_and_one_in_a_write_goes_on(world: World) -> None:
+async def test_a_command_cancelled_in_the_queue_is_dropped_and_one_that_was_decided_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata.pipeline, "COMMANDS_PER_WRITE_MAX", 1)
     world.store.gate = asyncio.Event()
     begun = len(world.store.writes)
     writing = asyncio.create_task(world.commit(world.segment(1)))
     while len(world.store.writes) == begun:
         await asyncio.sleep(0)
-    queued = asyncio.create_task(world.commit(world.segment(2)))
+    decided = asyncio.create_task(world.commit(world.segment(2)))
+    queued = asyncio.create_task(world.commit(world.segment(3)))
     await asyncio.sleep(0)
-    for task in (writing, queued):
+    for task in (writing, decided, queued):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
     world.store.gate.set()
-    (answer,) = await world.commit(world.segment(3))
-    assert answer.extents[0][0].base_offset == 1, "the first was committed, the second never decided"
+    (answer,) = await world.commit(world.segment(4))
+    assert answer.extents[0][0].base_offset == 2, "two were committed, the third never decided"
+
+
+@pytest.mark.parametrize("effect", ["none", "taken"])
+async def test_what_was_decided_during_a_write_that_fails_is_decided_anew(world: World, effect: str) -> None:
+    listener = Recorder()
+    await world.service.subscribe(listener)
+    world.store.gate = asyncio.Event()
+    if effect == "none":
+        world.store.fail_before = 1
+    else:
+        world.store.fail_after = 1
+    begun = len(world.store.writes)
+    failing = asyncio.create_task(world.commit(world.segment(1, 3)))
+    while len(world.store.writes) == begun:
+        await asyncio.sleep(0)
+    join = JoinGroup("g", "", None, "c", "h", 60_000, 10_000, "consumer", (("range", b""),), False)
+    ahead = asyncio.gather(world.commit(world.segment(2, 2)), world.service.create_topic("new", 1, {}))
+    joining = asyncio.create_task(world.service.join_group(join))
+    await asyncio.sleep(0.01)
+    assert not ahead.done(), "it stands on a write that is not durable"
+    world.store.gate.set()
+    with pytest.raises(MetadataUnavailable):
+        await failing
+    answers, topic = await ahead
+    base = 0 if effect == "none" else 3
+    assert answers[0].extents[0][0].base_offset == base
+    assert (await world.service.subscribe(Recorder())).topics == (world.topic, topic)
+    assert await world.high_watermark() == base + 2
+    assert await world.is_dense()
+    assert len(listener.heard) == 3 and listener.heard[0] == "resynchronize"
+    answer = await joining
+    assert answer.refusal is Refusal.MEMBER_ID_REQUIRED or answer.refusal is None
 
 
 class Failing(Recorder):
