@@ -12,6 +12,7 @@ from typing import Protocol
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.compaction import ExtentSwap
 from metadata.group_model import GroupClient
+from metadata.job_model import JobLease, SweptObject
 from metadata.model import (
     Extent,
     ExtentsFound,
@@ -138,3 +139,22 @@ class MetadataClient(GroupClient, Protocol):
 
         An id that was never handed out, or whose epochs are used up, is answered with a new one.
         """
+
+    async def lease_jobs(self, agent_epoch: int, kinds: Sequence[str], count_max: int) -> list[JobLease]:
+        """Up to ``count_max`` background jobs of these kinds, none when there is nothing to do.
+
+        :raises metadata.model.Fenced: the epoch was replaced, fell silent, or left.
+        """
+
+    async def renew_jobs(self, agent_epoch: int, lease_ids: Sequence[int]) -> list[int]:
+        """Those of the leases that are still held, for another while. :raises metadata.model.Fenced:"""
+
+    async def finish_job(self, agent_epoch: int, lease_id: int, result: bytes | None) -> bool:
+        """The job is done, and everything that follows from ``result`` durable when this returns True. False: the
+        lease was lost, or the result is none: somebody does it again. ``result`` None gives the job back.
+
+        :raises metadata.model.Fenced:
+        """
+
+    async def find_orphans(self, objects: Sequence[SweptObject]) -> list[str]:
+        """The keys of those that are of no committed segment, and that no commit can name any more."""

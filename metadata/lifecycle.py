@@ -10,7 +10,8 @@ import asyncio
 
 import structlog
 
-from metadata.store.port import MetadataStore, StoreUnavailable
+from metadata.metrics import MetadataMetrics
+from metadata.store.port import MetadataStore, SegmentTotals, StoreUnavailable
 from runtime.clock import Clock
 from runtime.tasks import Supervisor
 
@@ -20,6 +21,12 @@ PURGE_ROWS = 1_000
 """Rows removed in one transaction; a commit waits for at most one of these."""
 PURGE_PAUSE_SECONDS = 60.0
 """A purge is asked for when there is something to do; it is tried again after this when it failed."""
+
+COUNTED_ROWS = 20_000
+"""Segments added up in one read."""
+COUNT_SECONDS = 30.0
+COUNT_SHARE = 1 / 50
+"""Of the time, spent on adding them up at most."""
 
 
 class SteadyTime:
@@ -72,3 +79,40 @@ class Purger:
                 _log.warning("metadata_purge_postponed", error=str(error))
                 self._wanted.set()
                 await self._clock.sleep(PURGE_PAUSE_SECONDS)
+
+
+class SegmentCounts:
+    """Looks up what the bucket holds, for people: how many segments, how much of them is live."""
+
+    def __init__(self, store: MetadataStore, clock: Clock, metrics: MetadataMetrics) -> None:
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+
+    def start(self, supervisor: Supervisor) -> None:
+        supervisor.start("metadata-segment-counts", self._run())
+
+    async def _run(self) -> None:
+        while True:
+            began = self._clock.monotonic()
+            try:
+                self._show(await self._count())
+            except StoreUnavailable as error:
+                _log.info("segments_not_counted", error=str(error))
+            took = self._clock.monotonic() - began
+            await self._clock.sleep(max(COUNT_SECONDS, took / COUNT_SHARE))
+
+    async def _count(self) -> SegmentTotals:
+        totals = part = await self._store.segment_totals(0, COUNTED_ROWS)
+        while part.last_id:
+            await self._clock.sleep(0.01)  # readers come in between
+            part = await self._store.segment_totals(part.last_id, COUNTED_ROWS)
+            totals = totals.plus(part)
+        return totals
+
+    def _show(self, totals: SegmentTotals) -> None:
+        self._metrics.segments.labels("live").set(totals.segments - totals.dead_segments)
+        self._metrics.segments.labels("dead").set(totals.dead_segments)
+        garbage = totals.segment_bytes - totals.live_bytes - totals.dead_bytes
+        for state, size in (("live", totals.live_bytes), ("garbage", garbage), ("dead", totals.dead_bytes)):
+            self._metrics.segment_bytes.labels(state).set(size)

@@ -69,10 +69,48 @@ class MetadataMetrics:
             "tidelog_metadata_extents_cached_count", "Newest extents held in memory.", registry=registry
         )
 
+        self.jobs = Gauge(
+            "tidelog_metadata_jobs_count",
+            "Background jobs by kind: open (nobody has them) or leased by an agent.",
+            ["kind", "state"],
+            registry=registry,
+        )
+        self.jobs_finished = Counter(
+            "tidelog_metadata_jobs_finished_total", "Background jobs that were done.", ["kind"], registry=registry
+        )
+        self.jobs_failed = Counter(
+            "tidelog_metadata_jobs_failed_total",
+            "Background jobs that agents gave back, or whose results could not be kept.",
+            ["kind"],
+            registry=registry,
+        )
+        self.segments = Gauge(
+            "tidelog_metadata_segments_count",
+            "Objects in the bucket by what they are worth: live (something in them is referenced) or dead (nothing is;"
+            " deleted after the grace). Looked up every minute or less often.",
+            ["state"],
+            registry=registry,
+        )
+        self.segment_bytes = Gauge(
+            "tidelog_metadata_segments_bytes",
+            "Bytes in the bucket: live (referenced), garbage (unreferenced parts of live objects, footers with them),"
+            " dead (whole objects that nothing references).",
+            ["state"],
+            registry=registry,
+        )
+        self.segments_deleted = Counter(
+            "tidelog_metadata_segments_deleted_total", "Dead segments whose objects were deleted.", registry=registry
+        )
+        self.orphans_deleted = Counter(
+            "tidelog_metadata_orphans_deleted_total", "Objects nobody knew, deleted by sweeps.", registry=registry
+        )
+
     def forget_state(self) -> None:
         """The service whose state the gauges show has ended: show nothing of it, and keep nothing of it."""
         for gauge in (self.topics, self.partitions, self.producers, self.extents_cached):
             gauge.set_function(lambda: 0)
+        for labelled in (self.jobs, self.segments, self.segment_bytes):
+            labelled.clear()
 
     def write_done(self, seconds: float, commands: int, succeeded: bool) -> None:
         """One transaction ended after ``seconds`` with the changes of ``commands`` commands."""

@@ -27,6 +27,7 @@ from metadata.agent_watch import AgentWatch
 from metadata.client import MetadataListener
 from metadata.compaction import ExtentSwap
 from metadata.coordinator import GroupCoordinator
+from metadata.garbage import DeadSegments, Orphans, find_orphans
 from metadata.group_model import (
     GroupDescription,
     GroupLag,
@@ -39,7 +40,9 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
-from metadata.lifecycle import Purger, SteadyTime
+from metadata.job_model import JobLease, SweptObject
+from metadata.job_service import JobService
+from metadata.lifecycle import Purger, SegmentCounts, SteadyTime
 from metadata.listeners import Listeners, MetadataSubscription
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
@@ -66,7 +69,7 @@ from metadata.swaps import RangeSwap, match_swap
 from metadata.topic_configs import validate_topic_configs
 from metadata.visible import VisibleIndex
 from runtime.clock import Clock, Entropy
-from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
+from runtime.settings import AgentsSettings, GroupSettings, LifecycleSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 _log = structlog.get_logger("tidelog.metadata")
@@ -93,7 +96,9 @@ class MetadataService:
         group_settings: GroupSettings,
         topic_settings: TopicSettings,
         agent_settings: AgentsSettings,
+        lifecycle_settings: LifecycleSettings | None = None,
     ) -> None:
+        lifecycle_settings = lifecycle_settings or LifecycleSettings()
         self._store = store
         self._clock = clock
         self._entropy = entropy
@@ -120,7 +125,15 @@ class MetadataService:
             self._high_watermark,
             self.find_extents,
         )
-        self._purger = Purger(store, clock, SteadyTime(clock))
+        self._time = SteadyTime(clock)
+        self._purger = Purger(store, clock, self._time)
+        self._counts = SegmentCounts(store, clock, metrics)
+        self._jobs = JobService(clock, lifecycle_settings.job_lease_ms, metrics)
+        self._jobs.add(DeadSegments(store, self._pipeline, self._time, lifecycle_settings, metrics))
+        self._orphans = Orphans(
+            self._pipeline, self._time, lifecycle_settings, lambda: self._state, clock.now_ms, metrics
+        )
+        self._jobs.add(self._orphans)
         metrics.topics.set_function(lambda: len(self._visible.topics))
         metrics.partitions.set_function(lambda: self._visible.partition_count)
         metrics.producers.set_function(lambda: self._state.producer_count)
@@ -136,6 +149,8 @@ class MetadataService:
         await self._groups.start()
         self._agents.start()
         self._purger.start(self._supervisor)
+        self._counts.start(self._supervisor)
+        self._jobs.start(self._supervisor)
         self._supervisor.start("metadata-expiry", self._expire())
         _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
 
@@ -191,6 +206,8 @@ class MetadataService:
         self._agents.excuse()
 
     def _agents_changed(self, agents: Sequence[AgentInfo]) -> None:
+        self._jobs.agents_changed(agents)
+        self._orphans.agents_changed(frozenset(agent.agent_epoch for agent in agents))
         self._listeners.tell(lambda listener: listener.agents_changed(agents))
 
     async def grant_producer_id(self, producer_id: int, producer_epoch: int) -> ProducerIdGranted:
@@ -415,6 +432,26 @@ class MetadataService:
         self._listeners.resynchronize()
         if change.upserted or change.deleted:
             self._listeners.tell(lambda listener: listener.topics_changed(change))
+
+    # --- jobs -------------------------------------------------------------------------------------------
+
+    async def lease_jobs(self, agent_epoch: int, kinds: Sequence[str], count_max: int) -> list[JobLease]:
+        self._pipeline.check_running()
+        return self._jobs.lease(agent_epoch, kinds, count_max)
+
+    async def renew_jobs(self, agent_epoch: int, lease_ids: Sequence[int]) -> list[int]:
+        self._pipeline.check_running()
+        return self._jobs.renew(agent_epoch, lease_ids)
+
+    async def finish_job(self, agent_epoch: int, lease_id: int, result: bytes | None) -> bool:
+        self._pipeline.check_running()
+        return await self._jobs.finish(agent_epoch, lease_id, result)
+
+    async def find_orphans(self, objects: Sequence[SweptObject]) -> list[str]:
+        try:
+            return await find_orphans(self._store, self._pipeline, lambda: self._state, objects)
+        except StoreUnavailable as error:
+            raise MetadataUnavailable(str(error)) from error
 
     # --- groups -----------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from metadata.agent_model import AgentRegistration
 from metadata.calls import AnsweredCalls
 from metadata.compaction import ExtentSwap, initial_level
 from metadata.counters import Counters
+from metadata.job_model import SweptObject
 from metadata.model import (
     Fenced,
     ProducerIdGranted,
@@ -52,6 +53,8 @@ PRODUCER_ID_BLOCK = 1_000
 """Producer ids are reserved in the store by the block, so that handing one out is rarely a write."""
 FENCED_EPOCH = -1
 """In the place of the epoch of an agent that has none."""
+SWEEP_FROM = "sweep_from_ms"
+"""Counter: what was in the bucket before then is not this metadata's business, and never swept."""
 _PRODUCER_EPOCH_MAX = 32_767 - 1
 """The highest epoch Kafka hands out is one below the largest 16-bit integer."""
 _SEQUENCE_ANY = 2**63 - 1
@@ -105,6 +108,7 @@ class State:
 
     def register_agent(self, registration: AgentRegistration, now_ms: int, changes: list[Change]) -> AgentSaved:
         """A new epoch; the node id stays the one this ``agent_uid`` got first. Answers of its old epoch are dropped."""
+        self._begin_sweeping(now_ms, changes)
         known = self._agents.get(registration.agent_uid)
         agent_epoch = self.counters.next("agent_epoch", changes)
         if known is None:
@@ -187,6 +191,25 @@ class State:
         if expired:
             changes.append(ProducersExpired(tuple(expired)))
         return examined
+
+    def _begin_sweeping(self, now_ms: int, changes: list[Change]) -> None:
+        """Once in the life of a cluster: what is in the bucket from before its first agent is left alone."""
+        if SWEEP_FROM not in self.counters:
+            oldest_ms = min((topic.topic.created_ms for topic in self.topics.by_id.values()), default=now_ms)
+            self.counters.raise_to(SWEEP_FROM, min(oldest_ms, now_ms), changes)
+
+    def is_uncommittable(self, found: SweptObject) -> bool:
+        """Whether no commit can name this object any more, from now on for ever.
+
+        An epoch that is fenced commits nothing. One that is not commits only sequences above its last one; a commit of
+        an earlier one is refused, or answered with what was committed under it, which has a row.
+        """
+        if found.modified_ms < self.counters.get(SWEEP_FROM) or SWEEP_FROM not in self.counters:
+            return False
+        if not 0 <= found.agent_epoch <= self.counters.get("agent_epoch"):
+            return False  # of another life of the cluster
+        agent = self._epochs.get(found.agent_epoch)
+        return agent is None or found.sequence <= agent.last_sequence
 
     @property
     def producer_ids_granted(self) -> int:

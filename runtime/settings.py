@@ -288,6 +288,36 @@ class AgentsSettings(Section):
         return self
 
 
+class LifecycleSettings(Section):
+    """What is deleted when. The metadata service decides, agents with the role `jobs` do it."""
+
+    deletion_grace_ms: int = Field(
+        600_000,
+        ge=0,
+        description="An object that nothing references any more is deleted after this: longer than a fetch takes, and "
+        "than what agents know of extents may be out of date.",
+    )
+    orphan_age_ms: int = Field(
+        600_000, ge=0, description="An object that no commit can name any more is deleted when it is so old."
+    )
+    sweep_interval_ms: int = Field(
+        86_400_000,
+        ge=1_000,
+        description="The whole bucket is listed for orphans once in this time; what an agent left that was fenced is "
+        "looked for at once, by itself.",
+    )
+    job_lease_ms: int = Field(
+        60_000, ge=1_000, description="An agent that neither finishes nor renews a job for so long loses it to another."
+    )
+
+
+class JobsSettings(Section):
+    """Background jobs of an agent with the role `jobs`."""
+
+    at_once: int = Field(2, ge=1, le=64, description="Jobs an agent does at the same time.")
+    poll_ms: int = Field(1_000, ge=10, description="Pause between two questions for work when there was none.")
+
+
 class LeadershipSettings(Section):
     """Several metadata processes, one of them active."""
 
@@ -389,6 +419,8 @@ class Settings(BaseSettings):
     groups: GroupSettings = GroupSettings()
     s3: S3Settings = S3Settings()
     agents: AgentsSettings = AgentsSettings()
+    lifecycle: LifecycleSettings = LifecycleSettings()
+    jobs: JobsSettings = JobsSettings()
     leadership: LeadershipSettings = LeadershipSettings()
     tls: TlsSettings = TlsSettings()
     routing: RoutingSettings = RoutingSettings()

@@ -18,6 +18,9 @@ from agent.context import Agent, AgentIdentity
 from agent.drain import drain
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
+from agent.jobs.deletion import DeleteObjects, SweepOrphans
+from agent.jobs.metrics import JobMetrics
+from agent.jobs.runner import JobRunner
 from agent.membership import Membership
 from agent.metrics import AgentMetrics
 from agent.roster import Roster
@@ -92,6 +95,7 @@ class AgentProcess:
         self._agent: Agent | None = None
         self._server: KafkaServer | None = None
         self._membership: Membership | None = None
+        self._jobs: JobRunner | None = None
         self.kafka_address = ""
         self.http_address = ""
         self.storage_name = ""
@@ -185,10 +189,28 @@ class AgentProcess:
         parts.health.add_readiness("agent", membership.problem)
         await server.start()
         membership.start()
+        if "jobs" in settings.roles:
+            self._start_jobs(agent, store)
         self.kafka_address = f"{advertised_host}:{advertised_port}"
         self.http_address = f"{http_host}:{bound_http_port}"
         parts.health.started()
         _log.info("started", kafka=self.kafka_address, http=self.http_address, storage=store.name, zone=settings.zone)
+
+    def _start_jobs(self, agent: Agent, store: ObjectStore) -> None:
+        parts, metadata = self._parts, agent.metadata
+        metrics = JobMetrics(parts.registry)
+        self._jobs = JobRunner(
+            metadata,
+            [DeleteObjects(store, metrics), SweepOrphans(store, metadata, self._clock, metrics)],
+            self._settings.jobs,
+            lambda: agent.identity.agent_epoch,
+            self._clock,
+            parts.entropy,
+            parts.supervisor,
+            metrics,
+        )
+        self._jobs.start()
+        parts.closes("jobs", self._jobs.stop)
 
     async def _register(self, membership: Membership) -> None:
         """Ask for an epoch until there is one: metadata processes may be started after agents.
@@ -238,6 +260,8 @@ class AgentProcess:
         """
         assert self._agent is not None and self._server is not None and self._membership is not None, "after start"
         self._parts.health.draining("shutting down")
+        if self._jobs is not None:
+            await self._jobs.stop()
         seconds_max = self._settings.drain_ms / 1000
         report = await drain(self._agent, self._server, self._membership, self._parts.supervisor, seconds_max)
         with contextlib.suppress(OSError):  # nobody may be listening any more

@@ -24,6 +24,7 @@ async def start_metadata_service(parts: ProcessParts) -> MetadataService:
         settings.groups,
         settings.topics,
         settings.agents,
+        settings.lifecycle,
     )
     parts.closes("metadata", service.stop)
     await service.start()

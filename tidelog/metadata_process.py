@@ -109,6 +109,7 @@ class MetadataProcess:
             settings.groups,
             settings.topics,
             settings.agents,
+            settings.lifecycle,
         )
 
     def _forget(self) -> None:

@@ -30,6 +30,7 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
+from metadata.job_model import JobLease, SweptObject
 from metadata.model import (
     Extent,
     ExtentsFound,
@@ -331,6 +332,20 @@ class RemoteMetadata:
 
     async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
         return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes)
+
+    # --- jobs -------------------------------------------------------------------------------------------
+
+    async def lease_jobs(self, agent_epoch: int, kinds: Sequence[str], count_max: int) -> list[JobLease]:
+        return await self._call(methods.LEASE_JOBS, agent_epoch, kinds, count_max)
+
+    async def renew_jobs(self, agent_epoch: int, lease_ids: Sequence[int]) -> list[int]:
+        return await self._call(methods.RENEW_JOBS, agent_epoch, lease_ids)
+
+    async def finish_job(self, agent_epoch: int, lease_id: int, result: bytes | None) -> bool:
+        return await self._call(methods.FINISH_JOB, agent_epoch, lease_id, result)
+
+    async def find_orphans(self, objects: Sequence[SweptObject]) -> list[str]:
+        return await self._call(methods.FIND_ORPHANS, objects)
 
     # --- groups -----------------------------------------------------------------------------------------
 

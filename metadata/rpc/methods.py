@@ -23,6 +23,7 @@ from metadata.group_model import (
     OffsetRecord,
     SyncGroupAnswer,
 )
+from metadata.job_model import JobLease
 from metadata.model import (
     Extent,
     ExtentsFound,
@@ -102,6 +103,11 @@ CREATE_TOPIC = Method[Topic]("create_topic", remembered=True)
 DELETE_TOPIC = Method[None]("delete_topic", remembered=True)
 ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", remembered=True)
 GRANT_PRODUCER_ID = Method[ProducerIdGranted]("grant_producer_id", mutating=True)
+
+LEASE_JOBS = Method[list[JobLease]]("lease_jobs", mutating=True)
+RENEW_JOBS = Method[list[int]]("renew_jobs", mutating=True)
+FINISH_JOB = Method[bool]("finish_job", mutating=True)
+FIND_ORPHANS = Method[list[str]]("find_orphans")
 
 JOIN_GROUP = Method[JoinGroupAnswer]("join_group", mutating=True, pace=Pace.PARKED)
 SYNC_GROUP = Method[SyncGroupAnswer]("sync_group", mutating=True, pace=Pace.PARKED)

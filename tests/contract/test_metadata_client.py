@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from metadata.agent_model import (
     AgentLoad,
     AgentRegistration,
 )
-from metadata.client import MetadataClient
 from metadata.group_model import GroupLag, OffsetCommit, OffsetRecord
 from metadata.model import (
     BatchCommitted,
@@ -27,76 +25,17 @@ from metadata.model import (
     PartitionOffsets,
     Refusal,
     Refused,
-    Topic,
     TopicsChanged,
 )
-from metadata.store.factory import open_metadata_store
-from metadata.store.memory import MemoryMetadataStore
-from runtime.settings import TopicSettings
 from tests.support.metadata import (
     Recorder,
-    RoundTripClient,
-    SettableClock,
     batch,
     registration,
-    running_service,
     segment,
     topic_id,
 )
-from tests.support.metadata_rpc import RpcNode, remote_metadata
 from tests.support.metadata_stores import STORES, metadata_url
-
-
-class World:
-    """A service that can be restarted over the same store, with a transport before it."""
-
-    def __init__(self, url: str, transport: str) -> None:
-        self._node = RpcNode() if transport == "http" else None
-        self._clients = AsyncExitStack()
-        self._url = url
-        self._store = open_metadata_store(self._url)
-        self._stack = AsyncExitStack()
-        self._starts = 0
-        self.clock = SettableClock()
-        self.client: MetadataClient
-        self.epoch = -1
-        self.topic: Topic
-
-    async def start(self) -> None:
-        if self._starts and not isinstance(self._store, MemoryMetadataStore):
-            self._store = open_metadata_store(self._url)
-        self._starts += 1
-        service = await self._stack.enter_async_context(
-            running_service(self._store, self.clock, self._starts, TopicSettings(partitions_max=100))
-        )
-        if self._node is None:
-            self.client = RoundTripClient(service)  # type: ignore[assignment]
-            return
-        if self._starts == 1:
-            await self._node.start()
-            self._clients.push_async_callback(self._node.stop)
-            self.client = await self._clients.enter_async_context(remote_metadata([self._node.url]))
-        await self._node.lead(service, self._starts)
-        self._stack.push_async_callback(self._node.stand_by)
-
-    async def stop(self) -> None:
-        await self._stack.aclose()
-        await self._clients.aclose()
-
-    async def restart(self) -> None:
-        """Remote clients outlive it, as they do in agents."""
-        await self._stack.aclose()
-        await self.start()
-
-    async def heard(self, listener: Recorder, count: int = 0, rosters: int = 0) -> None:
-        """Wait until ``listener`` has heard so many things: at once in-process, soon over a network."""
-        async with asyncio.timeout(5):
-            while len(listener.heard) < count or len(listener.rosters) < rosters:
-                await asyncio.sleep(0.001)
-
-    async def found(self, offset: int, byte_max: int = 10**9, partition: int = 0) -> ExtentsFound:
-        (found,) = await self.client.find_extents([ExtentsQuery(self.topic.topic_id, partition, offset, byte_max)])
-        return found
+from tests.support.metadata_world import World
 
 
 @pytest.fixture(params=[f"{store}{transport}" for transport in ("", "-http") for store in STORES])

@@ -40,7 +40,7 @@ from metadata.store.port import (
     StoreUnavailable,
 )
 from runtime.clock import Clock, SeededEntropy, SystemClock
-from runtime.settings import AgentsSettings, GroupSettings, TopicSettings
+from runtime.settings import AgentsSettings, GroupSettings, LifecycleSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 EMPTY = StoreSnapshot("cluster", (), (), (), (), (), {}, (), {})
@@ -284,6 +284,7 @@ async def running_service(
     agents: AgentsSettings | None = None,
     groups: GroupSettings | None = None,
     failures: list[BaseException] | None = None,
+    lifecycle: LifecycleSettings | None = None,
 ) -> AsyncIterator[MetadataService]:
     """A started service; stopped at the end, the store closed with it. No task of it may fail, unless the caller
     wants to see ``failures``."""
@@ -298,6 +299,7 @@ async def running_service(
         groups or GroupSettings(),
         topics or TopicSettings(),
         agents or AgentsSettings(),
+        lifecycle,
     )
     await service.start()
     try:
