@@ -7,8 +7,8 @@ from typing import Final
 
 import structlog
 
-OTHER_FILES: Final = 512
-"""File descriptors kept for everything that is not a Kafka connection."""
+OTHER_FILES: Final = 2_048
+"""File descriptors kept for everything that is not a Kafka connection: half of them for the HTTP side."""
 
 _log = structlog.get_logger("tidelog.kafka")
 

@@ -27,7 +27,7 @@ from tidelog.parts import ProcessParts
 from tidelog.serve import run_process
 
 CONNECTIONS_MAX = 16_000
-"""Of all agents: 64 each, and one for each consumer that waits for its group."""
+"""Of all agents: 64 each, and one for each consumer that waits for its group. Beyond it idle ones make room."""
 
 
 class MetadataProcess:
@@ -39,6 +39,7 @@ class MetadataProcess:
         self._settings = settings
         raise_file_limit(CONNECTIONS_MAX, "raise ulimit -n: agents have up to a hundred connections each")
         self._parts = parts = ProcessParts(settings, clock, entropy, on_failure)
+        parts.http.connections_max = CONNECTIONS_MAX
         secret = None if settings.secret is None else settings.secret.get_secret_value()
         self._server = RpcServer(clock, RpcServerMetrics(parts.registry), secret)
         self._metrics = MetadataMetrics(parts.registry)

@@ -40,7 +40,7 @@ class ProcessParts:
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
         self.health = Health()
-        self.http = HttpServer(self.health, self.registry)
+        self.http = HttpServer(self.health, self.registry, clock)
         self.supervisor = Supervisor(on_failure)
         self._closers: list[tuple[str, Callable[[], Awaitable[None]]]] = []
 

@@ -1,6 +1,7 @@
 """Answering other agents of the ring: from memory, or by the one read of the object store that all of them share.
 
 A peer's request is never passed on to another peer, so two agents whose rosters differ cannot send it round in circles.
+Whoever is refused reads the object store, so a peer is refused early: when there is no memory, or too many ask.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from agent.fetch.pool import Entry
 from agent.fetch.reader import BlockReader
 from metadata.rpc.wire import is_authorized
 from runtime.budget import Budget
+from runtime.shares import FairShare, peer_of
 from storage.store import StorageError
 
-REQUESTS_MAX = 64
-"""Answered at a time; one more is told that this agent is busy, and its sender reads the object store."""
+REQUESTS_MAX = 80
+"""Answered at a time, of which one address alone may have four fifths."""
+BODY_SECONDS = 2.0
+"""A request that takes longer to arrive is given up: it is small, and its sender has little patience."""
 ANSWER_SECONDS = 10.0
 """An answer that takes longer is given up and its connection broken: nobody waits for it (``peers.STORE_SECONDS``), and
 a peer that froze while it was read would hold its place among :data:`REQUESTS_MAX`, and its bytes, for ever."""
@@ -38,7 +42,7 @@ class PeerServer:
         self._blocks = blocks
         self._budget = budget
         self._metrics = metrics
-        self._under_way = 0
+        self._under_way = FairShare(REQUESTS_MAX)
 
     def add_to(self, app: web.Application) -> None:
         app.router.add_post(PATH, self._read)
@@ -46,22 +50,25 @@ class PeerServer:
     async def _read(self, request: web.Request) -> web.StreamResponse:
         if self._secret is not None and not is_authorized(request.headers.get("Authorization", ""), self._secret):
             return web.Response(status=401, text="agents of a cluster share a `secret`; this request does not have it")
+        peer = peer_of(request.remote)
+        if not self._under_way.take(peer):
+            return web.Response(status=503, text=f"{self._under_way.held} peer reads are under way already")
         try:
-            ranges = decode_read(await request.read())
-        except ValueError as error:
-            return web.Response(status=400, text=str(error))
-        if self._under_way >= REQUESTS_MAX:
-            return web.Response(status=503, text=f"{REQUESTS_MAX} peer reads are under way already")
-        self._under_way += 1
-        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+            ranges = decode_read(body)
+            if self._budget.exhausted:  # clients' requests wait for this memory; a peer has somewhere else to go
+                return _no_memory()
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await self._answer(request, ranges)
+        except ValueError as error:
+            return web.Response(status=400, text=str(error))
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-            return web.Response(status=503, text=f"the answer took longer than {ANSWER_SECONDS} s")
+            return web.Response(status=503, text=f"the request or its answer took longer than {ANSWER_SECONDS} s")
         finally:
-            self._under_way -= 1
+            self._under_way.give(peer)
 
     async def _answer(self, request: web.Request, ranges: tuple[PeerRange, ...]) -> web.StreamResponse:
         pins: list[Entry[bytes]] = []
@@ -78,6 +85,8 @@ class PeerServer:
                 MISSING if views is None or sum(map(len, views)) != each.length else each.length
                 for each, views in zip(ranges, found, strict=True)
             ]
+            if self._budget.exhausted:  # since the look before
+                return _no_memory()
             held_bytes = sum(length for length in lengths if length != MISSING)
             self._budget.take(PURPOSE, held_bytes)
             self._metrics.peer_bytes_out += held_bytes
@@ -128,3 +137,7 @@ class PeerServer:
                 pins.append(entry)
             views.append(view)
         return views
+
+
+def _no_memory() -> web.Response:
+    return web.Response(status=503, text="there is no memory for peers now")

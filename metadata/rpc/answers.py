@@ -3,6 +3,8 @@
 A call is known by (client, lane, number). Clients say below which number everything is settled: those answers are
 dropped, and a copy that comes later is refused instead of executed. Everything is bounded: calls of a lane, lanes,
 calls under way, and the bytes of all answers, of which the oldest are then forgotten (but not that they were given).
+When there are too many lanes, the peer that has most of them loses the one it used longest ago: it takes a flood of
+clients to come so far, and they must not keep agents out. What agents themselves use stays (:meth:`AnswerMemory.ask`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from metadata.rpc.wire import Head, Outcome
+from metadata.rpc.wire import SHARED_LANE, Head, Outcome
 from runtime.clock import Clock
+from runtime.shares import FairShare, Places
 from runtime.tasks import Supervisor
 
 LANE_CALLS_MAX = 10_000
@@ -23,6 +26,7 @@ LANES_MAX = 50_000
 LANE_IDLE_SECONDS = 900.0
 """A lane without calls for so long is forgotten: no copy of a call is delayed that much."""
 UNDER_WAY_MAX = 30_000
+"""Also those whose callers have gone; one peer alone may have four fifths of them."""
 ANSWER_BYTES_MAX = 128 * 1024 * 1024
 
 Encoded = tuple[Outcome, bytes]
@@ -37,9 +41,10 @@ class Overloaded(Exception):
 
 
 class _Call:
-    __slots__ = ("answer", "task")
+    __slots__ = ("answer", "peer", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
         self.task: asyncio.Task[Encoded] | None = None
         self.answer: Encoded | None = None
         """None beside no task: it was answered, and the answer had to be forgotten."""
@@ -55,40 +60,57 @@ class _Lane:
 
 
 class AnswerMemory:
-    """One for each term of a leader; one event loop. Tasks run under ``supervisor``, and must not raise."""
+    """One for each term of a leader; one event loop. Tasks run under ``supervisor``, and must not raise.
 
-    def __init__(self, clock: Clock, supervisor: Supervisor) -> None:
+    ``is_member(client)``: whether it speaks for a registered agent.
+    """
+
+    def __init__(
+        self, clock: Clock, supervisor: Supervisor, is_member: Callable[[bytes], bool] = lambda _: False
+    ) -> None:
         self._clock = clock
         self._supervisor = supervisor
+        self._is_member = is_member
+        self._under_way = FairShare(UNDER_WAY_MAX)
+        self._places: Places[tuple[bytes, int]] = Places()
         self._lanes: OrderedDict[tuple[bytes, int], _Lane] = OrderedDict()
         self._answered: dict[_Call, None] = {}
         """Calls with an answer, the oldest first."""
         self._parked: set[asyncio.Task[Encoded]] = set()
         self.answer_bytes = 0
-        self.under_way = 0
+
+    @property
+    def under_way(self) -> int:
+        """Calls that were begun and have no answer yet."""
+        return self._under_way.held
 
     def ask(
-        self, name: str, head: Head, work: Callable[[], Coroutine[Any, Any, Encoded]], parked: bool = False
+        self,
+        name: str,
+        head: Head,
+        work: Callable[[], Coroutine[Any, Any, Encoded]],
+        parked: bool = False,
+        peer: str = "unknown",
     ) -> asyncio.Future[Encoded]:
         """The outcome of the call, now or later; ``work`` is started when the call is new. Cancelling the future (a
-        task, maybe of others too) is not for callers: use :func:`asyncio.wait`.
+        task, maybe of others too) is not for callers: use :func:`asyncio.wait`. ``peer`` is where it comes from.
 
-        An UNAVAILABLE or FAILED outcome is not remembered.
+        An UNAVAILABLE or FAILED outcome is not remembered. Lanes that a member has calls under way in, and the one it
+        shares among its ordinary calls, are forgotten only when they are idle.
 
         :raises Settled:
         :raises Overloaded:
         """
-        lane = self._lane(head)
+        lane = self._lane(head, peer)
         self._settle(lane, head.settled_below)
         if head.number < lane.settled_below:
             raise Settled("the call was settled")
         call = lane.calls.get(head.number)
         if call is None:
             lane_is_full = len(lane.calls) >= LANE_CALLS_MAX and head.number != lane.settled_below
-            if lane_is_full or self.under_way >= UNDER_WAY_MAX:
+            if lane_is_full or not self._under_way.take(peer):
                 raise Overloaded
-            call = lane.calls[head.number] = _Call()
-            self.under_way += 1
+            call = lane.calls[head.number] = _Call(peer)
             call.task = self._supervisor.start(f"rpc-{name}", work())
             if parked:
                 self._parked.add(call.task)
@@ -106,28 +128,48 @@ class AnswerMemory:
         for task in tuple(self._parked):
             task.cancel()
 
-    def _lane(self, head: Head) -> _Lane:
+    def _lane(self, head: Head, peer: str) -> _Lane:
         key = head.client, head.lane
         lane = self._lanes.get(key)
         now = self._clock.monotonic()
         if lane is None:
             self._forget_idle(now)
             if len(self._lanes) >= LANES_MAX:
-                raise Overloaded
+                self._crowd_out()
             lane = self._lanes[key] = _Lane()
+            self._places.add(key, peer)
         else:
             self._lanes.move_to_end(key)
+            self._places.used(key)
         lane.heard_at = now
         return lane
+
+    def _crowd_out(self) -> None:
+        """:raises Overloaded: all lanes are members'."""
+        key = self._places.yielding(self._stays)
+        if key is None:
+            raise Overloaded
+        self._forget_lane(key)
+
+    def _stays(self, key: tuple[bytes, int]) -> bool:
+        client, number = key
+        if not self._is_member(client):
+            return False
+        return number == SHARED_LANE or any(call.task is not None for call in self._lanes[key].calls.values())
 
     def _forget_idle(self, now: float) -> None:
         while self._lanes:
             key, lane = next(iter(self._lanes.items()))
             if lane.heard_at > now - LANE_IDLE_SECONDS:
                 return
-            for call in lane.calls.values():
-                self._drop(call)
-            del self._lanes[key]
+            self._forget_lane(key)
+
+    def _forget_lane(self, key: tuple[bytes, int]) -> None:
+        lane = self._lanes.pop(key)
+        self._places.discard(key)
+        for call in lane.calls.values():
+            self._drop(call)
+        lane.calls.clear()
 
     def _settle(self, lane: _Lane, settled_below: int) -> None:
         if settled_below <= lane.settled_below:
@@ -143,7 +185,7 @@ class AnswerMemory:
         self._forget_answer(call)
 
     def _done(self, lane: _Lane, number: int, call: _Call, task: asyncio.Task[Encoded]) -> None:
-        self.under_way -= 1
+        self._under_way.give(call.peer)
         call.task = None
         self._parked.discard(task)
         if lane.calls.get(number) is not call:

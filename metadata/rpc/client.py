@@ -51,7 +51,7 @@ from metadata.rpc.leader import LeaderFinder, Server
 from metadata.rpc.methods import Method, Pace
 from metadata.rpc.metrics import RpcClientMetrics
 from metadata.rpc.subscription import RemoteSubscription
-from metadata.rpc.wire import REQUEST_BYTES_MAX, Answer, Head, Outcome, decode_error
+from metadata.rpc.wire import REQUEST_BYTES_MAX, SHARED_LANE, Answer, Head, Outcome, decode_error
 from runtime.clock import Clock, Entropy
 from runtime.tasks import Supervisor
 
@@ -70,7 +70,6 @@ ANSWERED_EARLY_SECONDS = 0.5
 """The server is asked to answer so long before the attempt ends."""
 PAUSE_SECONDS = (0.02, 0.5)
 """First and longest pause before a call is repeated that a living leader could not answer."""
-SHARED_LANE = 0
 
 _answer_decoder = msgspec.msgpack.Decoder(Answer)
 
@@ -275,7 +274,14 @@ class RemoteMetadata:
 
     async def subscribe(self, listener: MetadataListener) -> RemoteSubscription:
         subscription = RemoteSubscription(
-            listener, self._finder, self._clock, self._entropy, self._supervisor, self._metrics, self._patience_seconds
+            listener,
+            self._finder,
+            self._clock,
+            self._entropy,
+            self._supervisor,
+            self._metrics,
+            self._patience_seconds,
+            self._id,
         )
         await subscription.open(self._subscriptions.remove)
         self._subscriptions.append(subscription)

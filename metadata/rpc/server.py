@@ -1,7 +1,8 @@
 """The leader's end of the calls: aiohttp routes over one :class:`metadata.service.MetadataService` at a time.
 
 A process serves from its start; without a term it says 503 to everything, and so it does once the term's lease is in
-doubt, before a call is executed and again before it is answered. Nothing in a request can take the process down.
+doubt, before a call is executed and again before it is answered. Nothing in a request can take the process down, and
+no address can use all that there is for everybody (:mod:`runtime.shares`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from aiohttp import web
 
 from metadata.model import MetadataError
 from metadata.rpc.answers import AnswerMemory, Encoded, Overloaded, Settled
-from metadata.rpc.methods import METHODS, Method, Pace
+from metadata.rpc.members import Members
+from metadata.rpc.methods import HEARTBEAT_AGENT, METHODS, Method, Pace
 from metadata.rpc.metrics import RpcServerMetrics
 from metadata.rpc.watch import TooMany, WatchHub
 from metadata.rpc.wire import (
@@ -33,11 +35,12 @@ from metadata.rpc.wire import (
 )
 from metadata.service import MetadataService
 from runtime.clock import Clock
+from runtime.shares import FairShare, peer_of
 from runtime.tasks import Supervisor
 
-CALLS_MAX = 4_000
-"""Calls in flight; parked ones are counted by themselves."""
-PARKED_MAX = 12_000
+CALLS_MAX = 5_000
+"""Calls in flight; parked ones are counted by themselves. Of all three, one address alone may have four fifths."""
+PARKED_MAX = 15_000
 BODY_BYTES_MAX = 256 * 1024 * 1024
 """Bodies of all calls in flight."""
 BODY_SECONDS = 10.0
@@ -46,7 +49,7 @@ WAIT_MS_MAX = 60_000
 LOG_SECONDS = 10.0
 """Refused secrets and malformed requests are logged at most so often."""
 
-_MALFORMED = (ValueError, RecursionError, TimeoutError, asyncio.IncompleteReadError)
+_MALFORMED = (ValueError, RecursionError, TimeoutError, ConnectionError, asyncio.IncompleteReadError)
 _NOTHING = msgspec.Raw(msgspec.msgpack.encode(""))
 _PACKED = "application/msgpack"
 _encoder = msgspec.msgpack.Encoder()
@@ -69,8 +72,9 @@ class Term:
         self.service = service
         self.generation = generation
         self.valid = valid
-        self.answers = AnswerMemory(clock, supervisor)
-        self.hub = WatchHub(generation, metrics)
+        self.members = Members()
+        self.answers = AnswerMemory(clock, supervisor, self.members.__contains__)
+        self.hub = WatchHub(generation, metrics, self.members.__contains__)
         self._clock = clock
 
     async def beat(self) -> None:
@@ -90,11 +94,11 @@ class RpcServer:
         self._secret = secret
         self._term: Term | None = None
         self._generation = -1
-        self._in_flight = 0
-        self._parked = 0
-        self._body_bytes = 0
+        self._in_flight = FairShare(CALLS_MAX)
+        self._parked = FairShare(PARKED_MAX)
+        self._body_bytes = FairShare(BODY_BYTES_MAX)
         self._logged_at: dict[str, float] = {}
-        metrics.calls_in_flight.set_function(lambda: self._in_flight + self._parked)
+        metrics.calls_in_flight.set_function(lambda: self._in_flight.held + self._parked.held)
         metrics.answer_bytes.set_function(lambda: 0 if self._term is None else self._term.answers.answer_bytes)
 
     def add_routes(self, app: web.Application) -> None:
@@ -156,27 +160,28 @@ class RpcServer:
             return web.Response(status=404, text=f"there is no call {name!r}")
         if self.term is None:
             return self._not_leader(method)
-        parked = method.pace is Pace.PARKED
         length = request.content_length
         if length is None:
             return web.Response(status=411, text="calls have a Content-Length")
         if length > REQUEST_BYTES_MAX:
             return web.Response(status=413, text=f"{length} bytes are more than {REQUEST_BYTES_MAX}")
-        if self._body_bytes + length > BODY_BYTES_MAX or (
-            self._parked >= PARKED_MAX if parked else self._in_flight >= CALLS_MAX
-        ):
+        peer = peer_of(request.remote)
+        calls = self._parked if method.pace is Pace.PARKED else self._in_flight
+        if not calls.take(peer):
             return self._overloaded(method)
-        self._body_bytes += length
-        self._parked += parked
-        self._in_flight += not parked
         try:
-            return await self._decode_and_answer(request, method, length)
+            if not self._body_bytes.take(peer, length):
+                return self._overloaded(method)
+            try:
+                return await self._decode_and_answer(request, method, length, peer)
+            finally:
+                self._body_bytes.give(peer, length)
         finally:
-            self._body_bytes -= length
-            self._parked -= parked
-            self._in_flight -= not parked
+            calls.give(peer)
 
-    async def _decode_and_answer(self, request: web.Request, method: Method[Any], length: int) -> web.Response:
+    async def _decode_and_answer(
+        self, request: web.Request, method: Method[Any], length: int, peer: str
+    ) -> web.Response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 body = await request.content.readexactly(length)
@@ -188,7 +193,7 @@ class RpcServer:
         if term is None or head.generation > term.generation:
             return self._not_leader(method)
         try:
-            outcome, value = await self._outcome(term, method, head, arguments)
+            outcome, value = await self._outcome(term, method, head, arguments, peer)
         except Overloaded:
             return self._overloaded(method)
         if not term.valid():
@@ -198,7 +203,9 @@ class RpcServer:
         answer = Answer(term.generation, outcome, msgspec.Raw(value) if value else _NOTHING)
         return web.Response(body=_encoder.encode(answer), content_type=_PACKED)
 
-    async def _outcome(self, term: Term, method: Method[Any], head: Head, arguments: tuple[Any, ...]) -> Encoded:
+    async def _outcome(
+        self, term: Term, method: Method[Any], head: Head, arguments: tuple[Any, ...], peer: str
+    ) -> Encoded:
         """:raises Overloaded:"""
         wait_seconds = min(head.wait_ms, WAIT_MS_MAX) / 1000
         work = partial(_execute, term.service, method, arguments, head.call_id)
@@ -211,7 +218,7 @@ class RpcServer:
         if head.generation != term.generation:
             return Outcome.OTHER_GENERATION, b""
         try:
-            answered = term.answers.ask(method.name, head, work, method.pace is Pace.PARKED)
+            answered = term.answers.ask(method.name, head, work, method.pace is Pace.PARKED, peer)
         except Settled as error:
             return Outcome.SETTLED, _encoder.encode(str(error))
         await asyncio.wait((answered,), timeout=wait_seconds)
@@ -219,6 +226,8 @@ class RpcServer:
             return Outcome.PENDING, b""
         if answered.cancelled():
             return Outcome.UNAVAILABLE, _encoder.encode("the call was given up")
+        if method is HEARTBEAT_AGENT and answered.result()[0] is Outcome.VALUE:
+            term.members.heard(arguments[0].agent_epoch, head.client)
         return answered.result()
 
     # --- watches ----------------------------------------------------------------------------------------
@@ -231,7 +240,10 @@ class RpcServer:
         if term is None:
             return web.Response(status=503, text="this process does not lead")
         try:
-            watcher = term.hub.open(request.query.get("client", ""), request.query.get("watch", ""))
+            asked = request.query
+            watcher = term.hub.open(
+                asked.get("client", ""), asked.get("watch", ""), asked.get("member", ""), peer_of(request.remote)
+            )
         except TooMany as error:
             return web.Response(status=429, text=str(error))
         response = web.StreamResponse(headers={"Content-Type": _PACKED})
@@ -252,11 +264,16 @@ class RpcServer:
         length = request.content_length
         if length is None or length > REQUEST_BYTES_MAX:
             return web.Response(status=413, text=f"a step has a Content-Length of at most {REQUEST_BYTES_MAX}")
+        peer = peer_of(request.remote)
+        if not self._body_bytes.take(peer, length):
+            return web.Response(status=429, text="too much is in flight")
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 step = _step_decoder.decode(await request.content.readexactly(length))
         except _MALFORMED as error:
             return self._malformed(request, "follow", error)
+        finally:
+            self._body_bytes.give(peer, length)
         term = self.term
         if term is None:
             return web.Response(status=503, text="this process does not lead")
@@ -292,7 +309,8 @@ class RpcServer:
 
     def _malformed(self, request: web.Request, name: str, error: Exception) -> web.Response:
         self._metrics.calls.labels(name, "malformed").inc()
-        self._log_now_and_then("rpc_malformed", peer=request.remote, method=name, error=repr(error))
+        if not isinstance(error, ConnectionError):  # it broke off, which is no mistake
+            self._log_now_and_then("rpc_malformed", peer=request.remote, method=name, error=repr(error))
         return web.Response(status=400, text=f"not a request of {name!r}: {error!r}")
 
     def _log_now_and_then(self, event: str, **fields: object) -> None:

@@ -145,7 +145,9 @@ class RemoteSubscription:
         supervisor: Supervisor,
         metrics: RpcClientMetrics,
         patience_seconds: float,
+        member: bytes,
     ) -> None:
+        """``member``: the client whose calls tell the leader of this agent."""
         self.topics: tuple[Topic, ...] = ()
         self.agents: tuple[AgentInfo, ...] = ()
         self._listener = listener
@@ -156,6 +158,7 @@ class RemoteSubscription:
         self._metrics = metrics
         self._patience_seconds = patience_seconds
         self._client = entropy.uuid_bytes().hex()
+        self._member = member.hex()
         self._known_topics: dict[TopicId, None] = {}
         self._promised: set[PartitionKey] = set()
         """``follow`` has returned for these."""
@@ -313,7 +316,7 @@ class RemoteSubscription:
         try:
             async with asyncio.timeout(SILENCE_SECONDS):
                 response = await server.waits.get(
-                    f"{server.url}/watch", params={"client": self._client, "watch": watch}
+                    f"{server.url}/watch", params={"client": self._client, "watch": watch, "member": self._member}
                 )
         except (aiohttp.ClientError, OSError) as error:
             raise _Broken(f"{server.url}: {error!r}") from error

@@ -1,7 +1,8 @@
 """The leader's end of the watches: every event is encoded once, and handed to those who follow it.
 
 A commit costs one look-up for each extent, and one list entry for each watcher of its partition. What a watcher has not
-taken yet is bounded: beyond it the watch is cut off, and the agent starts over.
+taken yet is bounded: beyond it the watch is cut off, and the agent starts over. When there are too many watches, the
+peer that has most of them loses one that no registered agent needs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from metadata.rpc.wire import (
     TopicsAnnounced,
     frame,
 )
+from runtime.shares import Places
 
 WATCHERS_MAX = 2_000
-"""One for each agent."""
+"""One or two for each agent."""
 UNSENT_BYTES_MAX = 8 * 1024 * 1024
 """Events one watcher has not taken yet: about 80,000 extents. The bytes are shared by all who wait for the same."""
 FOLLOWED_MAX = 200_000
@@ -49,8 +51,10 @@ class TooMany(Exception):
 class Watcher:
     """One open watch. The queue holds whole frames."""
 
-    def __init__(self, client: str, watch: str, hello: bytes) -> None:
+    def __init__(self, client: str, watch: str, hello: bytes, member: str = "") -> None:
         self.client = client
+        self.member = member
+        """The client, in hex, whose calls speak for the same agent."""
         self.watch = watch
         self.followed: set[PartitionKey] = set()
         self.step = -1
@@ -109,11 +113,20 @@ class Watcher:
 
 
 class WatchHub:
-    """All watches of one term. Implements :class:`metadata.client.MetadataListener`; one event loop."""
+    """All watches of one term. Implements :class:`metadata.client.MetadataListener`; one event loop.
 
-    def __init__(self, generation: int, metrics: RpcServerMetrics) -> None:
+    ``is_member(client)``: whether it speaks for a registered agent.
+    """
+
+    def __init__(
+        self, generation: int, metrics: RpcServerMetrics, is_member: Callable[[bytes], bool] = lambda _: False
+    ) -> None:
         self._generation = generation
         self._metrics = metrics
+        self._is_member = is_member
+        self._places: Places[Watcher] = Places()
+        self._hello: bytes | None = None
+        """The first frame of a watch that begins now; None: made when it is needed."""
         self._watchers: dict[str, Watcher] = {}
         self._by_client: dict[str, Watcher] = {}
         self._followers: dict[PartitionKey, dict[Watcher, None]] = {}
@@ -147,10 +160,12 @@ class WatchHub:
             self._topics[topic.topic_id] = topic
         for topic_id in change.deleted:
             self._topics.pop(topic_id, None)
+        self._hello = None
         self._push_all(TopicsAnnounced(change))
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         self._agents = tuple(agents)
+        self._hello = None
         self._push_all(AgentsAnnounced(self._agents))
 
     def resynchronize(self) -> None:
@@ -168,20 +183,26 @@ class WatchHub:
 
     # --- watchers ---------------------------------------------------------------------------------------
 
-    def open(self, client: str, watch: str) -> Watcher:
+    def open(self, client: str, watch: str, member: str = "", peer: str = "unknown") -> Watcher:
         """A new watch of ``client``, whose earlier one ends. It hears everything after its first frame.
 
-        :raises TooMany:
+        ``member``: see :class:`Watcher`; ``peer`` is where it comes from.
+
+        :raises TooMany: every place is a registered agent's.
         """
         earlier = self._by_client.get(client)
         if earlier is not None:
             earlier.end("the agent opened another watch")
             self.close(earlier)
-        if self._closed or watch in self._watchers or len(self._watchers) >= WATCHERS_MAX:
-            raise TooMany(f"{len(self._watchers)} watches are open")
-        hello = frame(Hello(self._generation, tuple(self._topics.values()), self._agents))
-        watcher = Watcher(client, watch, hello)
+        if self._closed or watch in self._watchers:
+            raise TooMany("this watch is open already")
+        if len(self._watchers) >= WATCHERS_MAX:
+            self._crowd_out()
+        if self._hello is None:  # shared by all who come back at the same time, after a failover
+            self._hello = frame(Hello(self._generation, tuple(self._topics.values()), self._agents))
+        watcher = Watcher(client, watch, self._hello, member)
         self._watchers[watch] = self._by_client[client] = watcher
+        self._places.add(watcher, peer)
         self._count()
         return watcher
 
@@ -190,6 +211,7 @@ class WatchHub:
         if self._watchers.get(watcher.watch) is not watcher:
             return
         del self._watchers[watcher.watch]
+        self._places.discard(watcher)
         if self._by_client.get(watcher.client) is watcher:
             del self._by_client[watcher.client]
         for key in watcher.followed:
@@ -232,6 +254,20 @@ class WatchHub:
         if watcher.ended is not None and not self._closed:
             self._metrics.watchers_cut.inc()
             _log.warning("watch_cut_off", client=watcher.client, reason=watcher.ended)
+
+    def _crowd_out(self) -> None:
+        """:raises TooMany:"""
+        watcher = self._places.yielding(self._stays)
+        if watcher is None:
+            raise TooMany(f"{len(self._watchers)} watches of agents are open")
+        watcher.end("every place was taken, and it is no registered agent's")
+        self.close(watcher)
+
+    def _stays(self, watcher: Watcher) -> bool:
+        try:
+            return self._is_member(bytes.fromhex(watcher.member))
+        except ValueError:
+            return False
 
     def _forget(self, key: PartitionKey, watcher: Watcher) -> None:
         followers = self._followers[key]

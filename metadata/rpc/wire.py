@@ -2,7 +2,8 @@
 
 ``POST /rpc/METHOD``: the body is the MessagePack array [Head, [arguments]], the answer an :class:`Answer`.
 ``GET /rpc``: 200 from the leader, 503 from the others, with a :class:`Presence`.
-``GET /watch``: a stream of frames, each a length (4 bytes, big-endian) and an :data:`Event`.
+``GET /watch?client=ID&watch=ID&member=CLIENT``: a stream of frames, each a length (4 bytes, big-endian) and an
+:data:`Event`; ``member`` is the client of the same agent's calls.
 ``POST /watch/ID/follow``: the body is a :class:`Step`; when it is answered the partitions are followed.
 A process that does not lead says 503, one that has too much to do 429, a missing or wrong secret is 401.
 """
@@ -28,6 +29,8 @@ BEAT_SECONDS = 1.0
 BEATS_MISSED_MAX = 3
 """A watcher that heard nothing for so many beats starts over."""
 LENGTH_BYTES = 4
+SHARED_LANE = 0
+"""Of all calls of a client but the parked ones."""
 
 _encoder = msgspec.msgpack.Encoder()
 _Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from structlog.testing import capture_logs
 
+from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentLoad
 from metadata.group_model import JoinGroup, OffsetCommit, OffsetRecord, SyncGroup
 from metadata.model import ExtentsQuery, MetadataUnavailable, Refused, Topic
 from metadata.rpc import answers, server
@@ -383,14 +384,17 @@ async def test_bodies_and_calls_are_bounded(world: World, monkeypatch: pytest.Mo
     url = f"{world.nodes[0].url}/rpc/describe_agents"
     async with aiohttp.ClientSession() as session:
         assert await post(session, url, bytes(1_001)) == 413
-        monkeypatch.setattr(server, "BODY_BYTES_MAX", 500)
+        rpc = world.nodes[0].server
+        rpc._body_bytes.limit = 500
         assert await post(session, url, bytes(501)) == 429
-        monkeypatch.setattr(server, "BODY_BYTES_MAX", 5_000)
+        hub_url = f"{world.nodes[0].url}/watch/1/follow"
+        assert await post(session, hub_url, bytes(501)) == 429
+        rpc._body_bytes.limit = 5_000
         world.store.gate = asyncio.Event()
         committing = asyncio.create_task(world.commit(1))
-        while world.nodes[0].server._in_flight == 0:
+        while rpc._in_flight.held == 0:
             await asyncio.sleep(0.001)
-        monkeypatch.setattr(server, "CALLS_MAX", 1)
+        rpc._in_flight.limit = 2
         assert await post(session, url, b"\xc1") == 429
         asking = asyncio.create_task(world.client.describe_agents())
         await asyncio.sleep(0.1)
@@ -398,6 +402,58 @@ async def test_bodies_and_calls_are_bounded(world: World, monkeypatch: pytest.Mo
         world.store.gate.set()
         assert await committing == 0
         assert len(await asking) == 1
+
+
+async def test_slow_bodies_of_one_address_leave_room_for_others(world: World) -> None:
+    rpc = world.nodes[0].server
+    while rpc._body_bytes.take("10.0.0.1", server.REQUEST_BYTES_MAX):
+        pass
+    while rpc._in_flight.take("10.0.0.1"):
+        pass
+    assert await world.commit(1) == 0
+    async with aiohttp.ClientSession() as session:
+        assert await post(session, f"{world.nodes[0].url}/rpc/describe_agents", bytes(2**20)) == 400, "it was read"
+
+
+async def test_a_flood_of_clients_does_not_keep_an_agent_from_its_answers(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent is known by its heartbeats, which is all that tells it from the flood."""
+    monkeypatch.setattr(answers, "LANES_MAX", 20)
+    await world.client.heartbeat_agent(AgentHeartbeat(world.epoch, AgentCondition.READY, "", AgentLoad()))
+    world.next_call(Fault.ANSWER_LOST, "grant_producer_id")
+    async with aiohttp.ClientSession() as session:
+        for number in range(100):
+            head = Head((number + 10**6).to_bytes(16, "big"), 0, 0, 0, world.generation, 1_000)
+            body = METHODS["heartbeat_agent"].encode_request(
+                head, (AgentHeartbeat(10**6, AgentCondition.READY, "", AgentLoad()),)
+            )
+            assert await post(session, f"{world.nodes[0].url}/rpc/heartbeat_agent", body) == 200
+        first = await world.client.grant_producer_id(-1, -1)
+    assert (await world.client.grant_producer_id(-1, -1)).producer_id == first.producer_id + 1, "it was asked once"
+    memory = world.nodes[0].server.term.answers  # type: ignore[union-attr]
+    assert (world.client._id, 0) in memory._lanes and len(memory._lanes) == 20
+
+
+async def test_a_client_that_breaks_off_is_no_defect(world: World) -> None:
+    """No line for each, and least of all with a traceback."""
+    with capture_logs() as logs:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", world.nodes[0].port)
+            writer.write(b"POST /rpc/leave_agent HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+            await writer.drain()
+            while not world.nodes[0].server._in_flight.held:
+                await asyncio.sleep(0.001)
+            writer.transport.abort()
+            while world.nodes[0].server._in_flight.held:
+                await asyncio.sleep(0.001)
+    assert logs == []
+    assert (
+        world.nodes[0].registry.get_sample_value(
+            "tidelog_metadata_rpc_calls_total", {"method": "leave_agent", "outcome": "malformed"}
+        )
+        == 20
+    )
 
 
 async def test_a_client_whose_calls_cannot_be_remembered_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

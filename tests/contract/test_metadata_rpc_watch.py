@@ -13,7 +13,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from metadata.agent_model import AgentInfo
+from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentInfo, AgentLoad
 from metadata.model import Extent, MetadataUnavailable, Topic, TopicId, TopicsChanged
 from metadata.rpc import server, subscription, watch
 from metadata.rpc.client import RemoteMetadata
@@ -430,9 +430,54 @@ async def get(session: aiohttp.ClientSession, url: str) -> int:
         return response.status
 
 
+async def test_a_flood_of_watches_pushes_out_its_own_and_no_agents(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent and the flood have the same address; the agent is known by its heartbeats."""
+    monkeypatch.setattr(watch, "WATCHERS_MAX", 5)
+    view = View(world.client)
+    await view.start()
+    await view.follow([world.key(0)])
+    await world.client.heartbeat_agent(AgentHeartbeat(world.epoch, AgentCondition.READY, "", AgentLoad()))
+    hub: Any = world.nodes[0].server.term.hub  # type: ignore[union-attr]
+    hub.open("far", "far", "", "10.0.0.2")
+    sockets = []
+    for number in range(20):
+        flood = socket.create_connection(("127.0.0.1", world.nodes[0].port))
+        flood.sendall(b"GET /watch?client=%d&watch=%d&member=zz HTTP/1.1\r\nHost: x\r\n\r\n" % (number, number))
+        sockets.append(flood)
+        async with asyncio.timeout(2):
+            while str(number) not in hub._watchers:
+                await asyncio.sleep(0.001)
+    assert len(hub._watchers) == 5
+    assert {"far", "17", "18", "19"} < set(hub._watchers), "the oldest of the address that has most"
+    assert view.gaps == 0
+    await world.commit(0)
+    async with asyncio.timeout(2):
+        while view.ends[world.key(0)] != 1:
+            await asyncio.sleep(0.01)
+    for flood in sockets:
+        flood.close()
+    view.subscription.close()
+
+
+async def test_those_who_come_back_together_share_their_first_frame(world: World) -> None:
+    """A hundred thousand topics are tens of megabytes; after a failover a hundred agents ask for them at once."""
+    hub: Any = world.nodes[0].server.term.hub  # type: ignore[union-attr]
+    first, second = hub.open("a", "1"), hub.open("b", "2")
+    assert first._queue[0] is second._queue[0]
+    await world.service.create_topic("one-more", 1, {})
+    third = hub.open("c", "3")
+    assert b"one-more" in third._queue[0] and b"one-more" not in first._queue[0]
+    await world.service.register_agent(registration("one-more-agent"))
+    assert b"one-more-agent" in hub.open("d", "4")._queue[0]
+
+
 async def test_watches_and_what_they_follow_are_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "WATCHERS_MAX", 1)
     monkeypatch.setattr(watch, "FOLLOWED_MAX", 2)
+    hub: Any = world.nodes[0].server.term.hub  # type: ignore[union-attr]
+    hub._is_member = lambda _client: True
     url = world.nodes[0].url
     async with aiohttp.ClientSession() as session, session.get(f"{url}/watch?client=a&watch=1") as response:
         assert response.status == 200
@@ -446,7 +491,6 @@ async def test_watches_and_what_they_follow_are_bounded(world: World, monkeypatc
         assert await follow(Step(1, (world.key(2),), ())) == 429
         assert await follow(Step(2, (), (world.key(0),))) == 200
         assert await follow(Step(1, (world.key(0),), ())) == 200, "a late copy of an earlier step"
-        hub: Any = world.nodes[0].server.term.hub  # type: ignore[union-attr]
         assert set(hub._followers) == {world.key(1)}
         assert await follow(Step(3, (), ()), "unknown") == 404
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
@@ -18,6 +19,7 @@ from agent.fetch.ring import Ring
 from metadata.agent_model import AgentCondition, AgentInfo
 from metadata.model import Extent
 from metadata.rpc.wire import authorization
+from runtime.budget import Budget
 from tests.unit.agent.fetch.world import MIB, TOPIC, World, evict, make_batch, records_of
 
 PARTITIONS = 8
@@ -251,18 +253,18 @@ async def test_peers_that_take_nothing_do_not_hold_their_places_for_ever(
     cluster = zones("ab")
     await cluster.start()
     extent = max(await cluster.write(size=200_000, count=4), key=lambda each: each.byte_length)
-    budget = cluster.world.budget
-    held_bytes = budget.by_purpose[peer_server.PURPOSE]
+    budget = cluster.fetchers[0].peer_server._budget = Budget(2**40)
     body = encode_read((PeerRange(extent.segment_key, extent.byte_position, extent.byte_length, True, False),) * 12)
     request = f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
     server = cluster.servers[0]
     writers = []
-    for _ in range(peer_server.REQUESTS_MAX):
+    share = peer_server.REQUESTS_MAX * 4 // 5
+    for _ in range(share):
         _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1)
         writer.write(request)
         writers.append(writer)
     async with asyncio.timeout(10):
-        while cluster.fetchers[0].peer_server._under_way < peer_server.REQUESTS_MAX:
+        while cluster.fetchers[0].peer_server._under_way.held < share:
             await asyncio.sleep(0.01)
     async with TestClient(server) as client:
         statuses = [await ask_one_byte(client, extent)]
@@ -272,11 +274,52 @@ async def test_peers_that_take_nothing_do_not_hold_their_places_for_ever(
             statuses.append(await ask_one_byte(client, extent))
     assert statuses[0] == 503, "every place is taken"
     assert statuses[-1] == 200, "and given up in the end"
-    while budget.by_purpose[peer_server.PURPOSE] > held_bytes:
+    while budget.held_bytes:
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.05)
     for writer in writers:
         writer.transport.abort()
+
+
+async def test_no_address_takes_every_place_for_peers(zones: Callable[[str], Zones]) -> None:
+    cluster = zones("ab")
+    await cluster.start()
+    extent = (await cluster.write())[0]
+    places = cluster.fetchers[0].peer_server._under_way
+    while places.take("10.0.0.1"):
+        pass
+    async with TestClient(cluster.servers[0]) as client:
+        assert await ask_one_byte(client, extent) == 200
+    places.give("10.0.0.1", places.held)
+
+
+async def test_a_peer_is_refused_while_there_is_no_memory_and_reads_the_store(zones: Callable[[str], Zones]) -> None:
+    cluster = zones("aa")
+    await cluster.start()
+    extent = (await cluster.write())[0]
+    budget = cluster.fetchers[0].peer_server._budget = Budget(1)
+    budget.take("request", 1)
+    await cluster.check(1)
+    assert len(cluster.world.store.gets) == 1
+    async with TestClient(cluster.servers[0]) as client:
+        assert await ask_one_byte(client, extent) == 503
+        budget.give("request", 1)
+        assert await ask_one_byte(client, extent) == 200
+
+
+async def test_a_peer_whose_request_does_not_come_gives_its_place_up(
+    zones: Callable[[str], Zones], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_server, "BODY_SECONDS", 0.1)
+    cluster = zones("ab")
+    await cluster.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", cluster.servers[0].port)
+    writer.write(f"POST {PATH} HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx".encode())
+    async with asyncio.timeout(5):
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+    assert cluster.fetchers[0].peer_server._under_way.held == 0
+    writer.close()
 
 
 async def ask_one_byte(client: TestClient, extent: Extent) -> int:  # type: ignore[type-arg]

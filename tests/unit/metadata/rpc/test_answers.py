@@ -55,9 +55,15 @@ async def clock() -> LateClock:
 
 
 @pytest.fixture
-async def memory(clock: LateClock) -> AsyncIterator[AnswerMemory]:
+def members() -> set[bytes]:
+    """Clients that speak for registered agents."""
+    return set()
+
+
+@pytest.fixture
+async def memory(clock: LateClock, members: set[bytes]) -> AsyncIterator[AnswerMemory]:
     supervisor = Supervisor()
-    yield AnswerMemory(clock, supervisor)
+    yield AnswerMemory(clock, supervisor, members.__contains__)
     await supervisor.stop()
 
 
@@ -146,31 +152,84 @@ async def test_a_full_lane_takes_the_call_that_the_others_wait_for(
     await memory.ask("call", head(3, settled_below=3), work)
 
 
-async def test_calls_under_way_are_bounded(memory: AnswerMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "UNDER_WAY_MAX", 2)
+async def test_calls_under_way_are_bounded(memory: AnswerMemory) -> None:
+    memory._under_way.limit = 5
     work = Executed(gated=True)
-    asked = [memory.ask("call", head(number), work) for number in range(2)]
+    asked = [memory.ask("call", head(number), work) for number in range(4)]
     with pytest.raises(Overloaded):
-        memory.ask("call", head(2), work)
+        memory.ask("call", head(4), work)
     work.gate.set()
     await asyncio.wait(asked)
     await asyncio.sleep(0)
     assert memory.under_way == 0
-    await memory.ask("call", head(2), work)
+    await memory.ask("call", head(4), work)
 
 
-async def test_lanes_are_bounded_and_idle_ones_go(
-    memory: AnswerMemory, clock: LateClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(answers, "LANES_MAX", 2)
+async def test_calls_under_way_of_one_address_leave_room_for_others(memory: AnswerMemory) -> None:
+    memory._under_way.limit = 10
+    work = Executed(gated=True)
+    for number in range(8):
+        memory.ask("call", head(number), work, peer="10.0.0.1")
+    with pytest.raises(Overloaded):
+        memory.ask("call", head(8), work, peer="10.0.0.1")
+    memory.ask("call", head(0, client=2), work, peer="10.0.0.2")
+    work.gate.set()
+
+
+async def test_idle_lanes_go(memory: AnswerMemory, clock: LateClock) -> None:
     work = Executed()
     for client in (1, 2):
         await memory.ask("call", head(1, client=client), work)
-    with pytest.raises(Overloaded):
-        memory.ask("call", head(1, client=3), work)
     clock.ahead = answers.LANE_IDLE_SECONDS + 1
     await memory.ask("call", head(1, client=3), work)
     assert memory.answer_bytes == 1
+
+
+async def test_a_flood_of_clients_pushes_out_its_own_and_no_agents(
+    memory: AnswerMemory, members: set[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when an agent has the same address, and has been quiet for longer than any of the flood."""
+    monkeypatch.setattr(answers, "LANES_MAX", 10)
+    work = Executed()
+    agent, neighbour = head(1, client=1), head(1, client=2)
+    members.add(agent.client)
+    first = await memory.ask("call", agent, work, peer="10.0.0.1")
+    other = await memory.ask("call", neighbour, work, peer="10.0.0.2")
+    joining = Executed(gated=True)
+    parked = memory.ask("join", head(1, client=1, lane=1), joining, parked=True, peer="10.0.0.1")
+    for client in range(3, 40):
+        await memory.ask("call", head(1, client=client), work, peer="10.0.0.1")
+    assert len(memory._lanes) == len(memory._places) == 10
+    executed = work.count
+    assert await memory.ask("call", agent, work, peer="10.0.0.1") == first
+    assert await memory.ask("call", neighbour, work, peer="10.0.0.2") == other
+    assert work.count == executed, "their answers were remembered"
+    joining.gate.set()
+    assert (await parked)[0] is Outcome.VALUE
+    assert memory.answer_bytes == 10, "what was forgotten is counted no more"
+
+
+async def test_a_lane_that_is_pushed_out_gives_up_its_calls(
+    memory: AnswerMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LANES_MAX", 1)
+    work = Executed(gated=True)
+    given_up = memory.ask("join", head(1, client=1), work, parked=True)
+    await asyncio.sleep(0)
+    memory.ask("join", head(1, client=2), work, parked=True)
+    await asyncio.wait((given_up,))
+    assert given_up.cancelled() and memory.under_way == 1
+
+
+async def test_when_all_lanes_are_agents_the_next_client_waits(
+    memory: AnswerMemory, members: set[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "LANES_MAX", 2)
+    for client in (1, 2):
+        members.add(head(1, client=client).client)
+        await memory.ask("call", head(1, client=client), Executed())
+    with pytest.raises(Overloaded):
+        memory.ask("call", head(1, client=3), Executed())
 
 
 async def test_bytes_of_answers_are_bounded_and_what_was_forgotten_is_not_executed_again(
