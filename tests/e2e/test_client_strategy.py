@@ -21,7 +21,7 @@ from tests.support.recordings import Recordings
 from tests.support.sockets import between, require_ss
 from tests.tools import kafka_java
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(240)]
 
 TOPIC, PARTITIONS = "fan-in", 12
 IDLE_MS = 3_000

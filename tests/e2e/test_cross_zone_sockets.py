@@ -14,7 +14,7 @@ from tests.support.cluster_world import ClusterWorld
 from tests.support.recorded_client import RecordedClient, start_consumer, start_producer, wait_for_members
 from tests.support.sockets import ZoneSockets, require_ss
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(300)]
 
 TOPIC, PARTITIONS = "zones", 6
 STEADY_SECONDS = float(os.environ.get("TIDELOG_TEST_STEADY_SECONDS", "12"))

@@ -19,7 +19,7 @@ from tests.support.recordings import Recordings
 from tests.support.server_process import ServerProcess
 from tests.tools.postgres import PostgresServer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(240)]
 
 TOPIC, PARTITIONS, MEMBERS = "failovers", 4, 2
 GROUPS = {

@@ -23,7 +23,7 @@ from tests.support.metadata_process import MetadataProcess
 from tests.support.metadata_rpc import remote_metadata
 from tests.support.metadata_stores import DURABLE_STORES, metadata_url
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(params=DURABLE_STORES)

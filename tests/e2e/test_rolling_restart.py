@@ -25,7 +25,7 @@ from tests.support.recorded_client import start_consumer, start_producer, wait_f
 from tests.support.recordings import Recordings
 from tests.tools import kafka_java
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timed, pytest.mark.timeout(300)]
 
 PARTITIONS = 6
 PAUSE_SECONDS_MAX = 2.0

@@ -1,4 +1,5 @@
-"""Three zones, real clients: who is sent where, and that nothing crosses a zone once everybody is where they belong."""
+"""Three zones: who is sent where, and who stands in for a zone that has nobody. What crosses zones in steady state is
+counted by the kernel, in :mod:`tests.e2e.test_cross_zone_sockets`."""
 
 from __future__ import annotations
 
@@ -10,14 +11,11 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from tests.support.agent_process import AgentProcess
-from tests.support.librdkafka import create_topic
 from tests.support.metadata_process import MetadataProcess
-from tests.support.recorded_client import RecordedClient, start_consumer, start_producer, wait_for_members
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(180)]
 
 ZONES = ("a", "b", "c")
-PARTITIONS = 6
 SETTINGS = {"GROUPS__INITIAL_REBALANCE_DELAY_MS": "100", "LOG__FORM": "json", "INGEST__LINGER_MS": "50"}
 
 
@@ -52,15 +50,6 @@ def crossed(agents: dict[str, AgentProcess]) -> dict[str, float]:
     }
 
 
-def served(agents: dict[str, AgentProcess]) -> dict[str, tuple[float, float]]:
-    """Bytes received and sent by each zone's agent."""
-    metrics = {zone: agent.metrics() for zone, agent in agents.items()}
-    return {
-        zone: (of["tidelog_agent_received_bytes_total"], of["tidelog_agent_sent_bytes_total"])
-        for zone, of in metrics.items()
-    }
-
-
 def brokers(bootstrap: str, client_id: str) -> list[str]:
     """The addresses a client is told, asking at ``bootstrap``."""
     told = AdminClient({"bootstrap.servers": bootstrap, "client.id": client_id, "log_level": 0}).list_topics(timeout=10)
@@ -72,47 +61,6 @@ def wait_for_brokers(bootstrap: str, client_id: str, expected: list[str], within
     while (told := brokers(bootstrap, client_id)) != expected:
         assert time.monotonic() < deadline, told
         time.sleep(0.2)
-
-
-def test_in_steady_state_no_byte_crosses_a_zone(agents: dict[str, AgentProcess], tmp_path: Path) -> None:
-    topic = "zones"
-    create_topic(agents["a"].bootstrap, topic, PARTITIONS)
-    clients: list[RecordedClient] = []
-    bootstrap = ",".join(agent.bootstrap for agent in agents.values())
-    try:
-        for zone in ZONES:
-            for library in ("confluent", "aiokafka"):
-                name = f"{library}-{zone}"
-                client_id = f"{name},zone={zone}"
-                common = {"client": library, "client_id": client_id}
-                clients.append(
-                    start_producer(tmp_path, f"p-{name}", bootstrap, topic, PARTITIONS, rate=40, **common)  # type: ignore[arg-type]
-                )
-                clients.append(
-                    start_consumer(tmp_path, f"c-{name}", bootstrap, topic, f"g-{name}", **common)  # type: ignore[arg-type]
-                )
-        for client in clients:
-            if client.recording.group is not None:
-                wait_for_members([client], PARTITIONS, 90)
-        time.sleep(3)
-        before, at_work = crossed(agents), served(agents)
-        polled = {client.name: client.follow().polled_count for client in clients}
-        time.sleep(15)  # three of their metadata refreshes
-        after, now = crossed(agents), served(agents)
-        print(f"crossed before and after: {before} {after}")
-        assert after == before, "bytes crossed zones"
-        assert sum(before.values()) > 0, "but those with which clients asked where to go"
-        for zone in ZONES:
-            received, sent = (later - earlier for later, earlier in zip(now[zone], at_work[zone], strict=True))
-            print(f"zone {zone}: {received:,.0f} bytes received, {sent:,.0f} sent")
-            assert received > 15_000 and sent > 30_000, "every zone's agent is at work"
-        for client in clients:
-            if client.recording.group is not None:
-                assert client.follow().polled_count - polled[client.name] > 15 * 200, "everybody reads everything"
-            assert client.recording.errors == []
-    finally:
-        for client in clients:
-            client.kill()
 
 
 def test_clients_follow_their_zone_wherever_they_ask_and_others_serve_a_zone_that_has_nobody(

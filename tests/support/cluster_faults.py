@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -31,14 +32,19 @@ def alone() -> list[Case]:
     return [((part, kind),) for part in PARTS for kind in KINDS]
 
 
-def pairs(*, mixed: bool) -> list[Case]:
-    """Any two parts at the same time; ``mixed``: also with different kinds."""
+def pairs() -> list[Case]:
+    """Any two parts at the same time, with every mixture of kinds."""
     return [
         ((first, first_kind), (second, second_kind))
         for first, second in itertools.combinations(PARTS, 2)
         for first_kind, second_kind in itertools.product(KINDS, KINDS)
-        if mixed or first_kind == second_kind
     ]
+
+
+def some_pairs(rng: random.Random) -> list[Case]:
+    """Any two parts at the same time, each with one mixture of kinds by chance."""
+    chosen = {(one[0][0], one[1][0]): one for one in rng.sample(pairs(), len(pairs()))}
+    return list(chosen.values())
 
 
 def name_of(case: Case) -> str:
