@@ -29,6 +29,8 @@ USER = "tidelog"
 GUARDED_USER, PASSWORD = "guarded", "s3cret-pa55"
 """Needs one."""
 HOW = "apt-get install postgresql"
+PREFIX, OWNER = "tidelog-postgres-", "owner"
+"""Of the servers' folders, and the file in each with the id of the process that started it."""
 START_SECONDS = 30
 _EMPTY = """
 DO $$ DECLARE tables text; BEGIN
@@ -56,6 +58,22 @@ def require_postgres() -> None:
     require(binaries() is not None, "PostgreSQL (the server)", HOW)
 
 
+def end_orphans(parent: Path | None = None) -> None:
+    """End the servers of processes that were killed before they could, and remove their folders.
+
+    ``parent``: where such folders are, by default where temporary ones are made.
+    """
+    for folder in (parent or Path(tempfile.gettempdir())).glob(f"{PREFIX}*"):
+        owner = folder / OWNER
+        if not owner.exists() or Path(f"/proc/{owner.read_text()}").exists():
+            continue  # being made, or its owner (or whoever has got its number since) lives
+        with contextlib.suppress(OSError, ValueError):
+            pid = int((folder / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
+            if str(folder / "data").encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGQUIT)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 class PostgresServer:
     """One server. ``durable`` is for tests that cut its power; the others need no fsync and are faster without."""
 
@@ -64,7 +82,9 @@ class PostgresServer:
         assert folder is not None, "see require_postgres"
         self._binaries = folder
         self._durable = durable
-        self._folder = Path(tempfile.mkdtemp(prefix="tidelog-postgres-"))
+        end_orphans()
+        self._folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        (self._folder / OWNER).write_text(str(os.getpid()))
         self._user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
         if os.geteuid() == 0:
             shutil.chown(self._folder, self._user)
