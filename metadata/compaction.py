@@ -75,7 +75,8 @@ class ExtentSwap(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class PlanLimits:
     """``job_bytes`` of level 0 make a job, ``fan_in`` runs of those above; what is younger than ``min_age_ms`` rests;
-    what is older than ``wait_ms`` waits no longer for company."""
+    what is older than ``wait_ms``, on each level above ``fan_in`` times that, waits no longer for company: a log that
+    rests ends in few runs."""
 
     job_bytes: int
     fan_in: int
@@ -142,7 +143,8 @@ def _jobs(
         if window.runs >= limits.fan_in if level else window.live_bytes >= limits.job_bytes:
             yield CompactionJob(level, tuple(window.segments))
             window = _Window()
-    if not level and len(window.segments) > 1 and window.segments[0].commit_ms <= now_ms - limits.wait_ms:
+    waited_ms = limits.wait_ms * limits.fan_in**level
+    if window.runs > 1 and window.segments[0].commit_ms <= now_ms - waited_ms:
         yield CompactionJob(level, tuple(window.segments))
 
 

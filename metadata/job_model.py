@@ -8,6 +8,8 @@ DELETE_OBJECTS = "delete-objects"
 """The payload is an :class:`ObjectsToDelete`, the result empty: all of them are gone from the store."""
 SWEEP_ORPHANS = "sweep-orphans"
 """The payload is a :class:`Sweep`, the result a :class:`Swept`."""
+COMPACT_SEGMENTS = "compact-segments"
+"""The payload is a :class:`metadata.compaction.CompactionJob`, the result empty: what could be swapped was."""
 SWEEP_PARTS = 16
 """A sweep of the whole bucket has so many parts: one for each prefix that segments' keys are spread over."""
 

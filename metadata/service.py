@@ -26,6 +26,7 @@ from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, Ag
 from metadata.agent_watch import AgentWatch
 from metadata.client import MetadataListener
 from metadata.compaction import ExtentSwap
+from metadata.compaction_jobs import CompactionJobs
 from metadata.coordinator import GroupCoordinator
 from metadata.garbage import DeadSegments, Orphans, find_orphans
 from metadata.group_model import (
@@ -69,7 +70,7 @@ from metadata.swaps import RangeSwap, match_swap
 from metadata.topic_configs import validate_topic_configs
 from metadata.visible import VisibleIndex
 from runtime.clock import Clock, Entropy
-from runtime.settings import AgentsSettings, GroupSettings, LifecycleSettings, TopicSettings
+from runtime.settings import AgentsSettings, CompactionSettings, GroupSettings, LifecycleSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 _log = structlog.get_logger("tidelog.metadata")
@@ -97,6 +98,7 @@ class MetadataService:
         topic_settings: TopicSettings,
         agent_settings: AgentsSettings,
         lifecycle_settings: LifecycleSettings | None = None,
+        compaction_settings: CompactionSettings | None = None,
     ) -> None:
         lifecycle_settings = lifecycle_settings or LifecycleSettings()
         self._store = store
@@ -134,6 +136,7 @@ class MetadataService:
             self._pipeline, self._time, lifecycle_settings, lambda: self._state, clock.now_ms, metrics
         )
         self._jobs.add(self._orphans)
+        self._jobs.add(CompactionJobs(store, clock, compaction_settings or CompactionSettings()))
         metrics.topics.set_function(lambda: len(self._visible.topics))
         metrics.partitions.set_function(lambda: self._visible.partition_count)
         metrics.producers.set_function(lambda: self._state.producer_count)
@@ -274,7 +277,7 @@ class MetadataService:
                 raise MetadataUnavailable(str(error)) from error
 
             def decide(transaction: Transaction) -> None:
-                self._state.swap_extents(agent_epoch, swap, ranges, self._clock.now_ms(), transaction.changes)
+                self._state.swap_extents(agent_epoch, swap, ranges, self._time.now_ms(), transaction.changes)
                 transaction.after_durable(partial(self._swapped, ranges))
 
             await self._pipeline.run(decide)

@@ -318,6 +318,32 @@ class JobsSettings(Section):
     poll_ms: int = Field(1_000, ge=10, description="Pause between two questions for work when there was none.")
 
 
+class CompactionSettings(Section):
+    """Many small segments become few large ones. The metadata service plans, agents with the role `jobs` do it."""
+
+    enabled: bool = Field(True, description="Whether the metadata service plans compaction.")
+    job_bytes: int = Field(
+        64 * MIB, ge=64 * KIB, description="Newly ingested segments of this size together are compacted in one job."
+    )
+    fan_in: int = Field(
+        8, ge=2, le=64, description="Results of so many jobs are compacted together again, until extents are large."
+    )
+    min_age_ms: int = Field(60_000, ge=0, description="Newer segments are left alone: they are still read from memory.")
+    wait_ms: int = Field(
+        600_000, ge=0, description="Segments older than this are compacted even when they are less than `job_bytes`."
+    )
+    segment_bytes_max: int = Field(
+        64 * MIB,
+        ge=MIB,
+        le=512 * MIB,
+        description="Size of a compacted segment, but never more than an eighth of memory.budget_bytes. An agent "
+        "holds twice as much while it compacts.",
+    )
+    bytes_per_second_max: int = Field(
+        64 * MIB, ge=64 * KIB, description="What an agent reads and writes for compaction, together."
+    )
+
+
 class LeadershipSettings(Section):
     """Several metadata processes, one of them active."""
 
@@ -421,6 +447,7 @@ class Settings(BaseSettings):
     agents: AgentsSettings = AgentsSettings()
     lifecycle: LifecycleSettings = LifecycleSettings()
     jobs: JobsSettings = JobsSettings()
+    compaction: CompactionSettings = CompactionSettings()
     leadership: LeadershipSettings = LeadershipSettings()
     tls: TlsSettings = TlsSettings()
     routing: RoutingSettings = RoutingSettings()

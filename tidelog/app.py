@@ -18,6 +18,7 @@ from agent.context import Agent, AgentIdentity
 from agent.drain import drain
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
+from agent.jobs.compaction import CompactSegments
 from agent.jobs.deletion import DeleteObjects, SweepOrphans
 from agent.jobs.metrics import JobMetrics
 from agent.jobs.runner import JobRunner
@@ -26,6 +27,9 @@ from agent.metrics import AgentMetrics
 from agent.roster import Roster
 from agent.server import KafkaServer
 from agent.topics import TopicDirectory
+from ingest.compaction.metrics import CompactionMetrics
+from ingest.compaction.rewrite import Rewriter, SegmentNames
+from ingest.compaction.throttle import Throttle
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
 from metadata.agent_model import AgentInfo, AgentRegistration
@@ -45,6 +49,9 @@ METADATA_WAIT_SECONDS = 60.0
 """How long a start waits for an active metadata process."""
 METADATA_ATTEMPT_SECONDS = 5.0
 """So often it says that it waits."""
+
+COMPACTION_BUDGET_SHARE = 8
+"""A compacted segment takes at most this part of an agent's memory; while it is made, twice that."""
 
 OpenMetadata = Callable[[ProcessParts], Awaitable[MetadataClient]]
 """Starts (or reaches) the metadata service and adds what there is to close, watch and measure of it to the parts."""
@@ -201,7 +208,11 @@ class AgentProcess:
         metrics = JobMetrics(parts.registry)
         self._jobs = JobRunner(
             metadata,
-            [DeleteObjects(store, metrics), SweepOrphans(store, metadata, self._clock, metrics)],
+            [
+                DeleteObjects(store, metrics),
+                SweepOrphans(store, metadata, self._clock, metrics),
+                self._compaction(agent, store),
+            ],
             self._settings.jobs,
             lambda: agent.identity.agent_epoch,
             self._clock,
@@ -211,6 +222,22 @@ class AgentProcess:
         )
         self._jobs.start()
         parts.closes("jobs", self._jobs.stop)
+
+    def _compaction(self, agent: Agent, store: ObjectStore) -> CompactSegments:
+        parts, settings = self._parts, self._settings.compaction
+        metrics = CompactionMetrics(parts.registry)
+        rewriter = Rewriter(
+            store,
+            SegmentNames(parts.entropy),
+            Throttle(settings.bytes_per_second_max, self._clock),
+            agent.budget,
+            self._clock,
+            metrics,
+            min(settings.segment_bytes_max, agent.budget.limit_bytes // COMPACTION_BUDGET_SHARE),
+        )
+        return CompactSegments(
+            store, agent.metadata, rewriter, lambda: agent.identity.agent_epoch, self._clock, metrics
+        )
 
     async def _register(self, membership: Membership) -> None:
         """Ask for an epoch until there is one: metadata processes may be started after agents.

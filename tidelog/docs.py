@@ -18,8 +18,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from agent.fetch.metrics import FetchMetrics
+from agent.jobs.metrics import JobMetrics
 from agent.metrics import AgentMetrics
 from agent.wire.apis import APIS
+from ingest.compaction.metrics import CompactionMetrics
 from ingest.metrics import IngestMetrics
 from metadata.config_definitions import Support
 from metadata.metrics import MetadataMetrics
@@ -78,6 +80,8 @@ def metrics() -> str:
         ("Agent", lambda registry: AgentMetrics(registry, Budget(MIB))),
         ("Fetch", FetchMetrics),
         ("Ingest", IngestMetrics),
+        ("Background jobs", JobMetrics),
+        ("Compaction", CompactionMetrics),
         ("Storage", StorageMetrics),
         ("Metadata", MetadataMetrics),
         ("Metadata calls, served", RpcServerMetrics),

@@ -25,6 +25,7 @@ async def start_metadata_service(parts: ProcessParts) -> MetadataService:
         settings.topics,
         settings.agents,
         settings.lifecycle,
+        settings.compaction,
     )
     parts.closes("metadata", service.stop)
     await service.start()

@@ -111,6 +111,7 @@ class MetadataProcess:
             settings.topics,
             settings.agents,
             settings.lifecycle,
+            settings.compaction,
         )
 
     def _forget(self) -> None:

@@ -6,6 +6,7 @@ fill, in the order of topic, partition and offset; and for each segment the rang
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -61,15 +62,17 @@ def join_extents(extents: Iterable[Extent], byte_max: int) -> list[Joined]:
 
 
 def fill_segments(joined: Sequence[Joined], byte_max: int) -> list[list[Joined]]:
-    """Neighbours that go into one segment, at most ``byte_max`` of them, but for single extents."""
+    """Neighbours that go into one segment, about as much in each: up to a quarter more than ``byte_max``, rather than
+    a small segment at the end; more only where a single extent has it."""
+    total = sum(each.byte_length for each in joined)
+    share = total / max(1, math.ceil(total / byte_max - 0.25))
     segments: list[list[Joined]] = []
-    byte_length = byte_max
+    filled = 0
     for each in joined:
-        if byte_length + each.byte_length > byte_max:
+        if filled >= share * len(segments):
             segments.append([])
-            byte_length = 0
         segments[-1].append(each)
-        byte_length += each.byte_length
+        filled += each.byte_length
     return segments
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
 
 
 class CompactionMetrics:
@@ -35,7 +35,3 @@ class CompactionMetrics:
             "Extents that were not compacted because their bytes are damaged. Any is worth a look: tidelog fsck.",
             registry=registry,
         )
-        self.jobs = Counter(
-            "tidelog_compaction_jobs_total", "Jobs done, by how they ended.", ["outcome"], registry=registry
-        )
-        self.running = Gauge("tidelog_compaction_running_count", "Jobs being done now.", registry=registry)

@@ -7,7 +7,7 @@ agent's budget under "compaction". While the budget is exhausted nothing more is
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -87,7 +87,9 @@ class Rewriter:
         self._metrics = metrics
         self._segment_bytes_max = segment_bytes_max
 
-    async def rewrite(self, extents: Sequence[Extent], level: int, agent_epoch: int) -> AsyncIterator[WrittenSegment]:
+    async def rewrite(
+        self, extents: Sequence[Extent], level: int, agent_epoch: int
+    ) -> AsyncGenerator[WrittenSegment, None]:
         """Segments made of ``extents`` (all of ``level``), each as soon as it is durable. Damaged extents are left out
         and reported. Ending the iteration early leaves nothing behind but what was given out.
 

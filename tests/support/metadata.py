@@ -40,7 +40,7 @@ from metadata.store.port import (
     StoreUnavailable,
 )
 from runtime.clock import Clock, SeededEntropy, SystemClock
-from runtime.settings import AgentsSettings, GroupSettings, LifecycleSettings, TopicSettings
+from runtime.settings import AgentsSettings, CompactionSettings, GroupSettings, LifecycleSettings, TopicSettings
 from runtime.tasks import Supervisor
 
 EMPTY = StoreSnapshot("cluster", (), (), (), (), (), {}, (), {})
@@ -285,6 +285,7 @@ async def running_service(
     groups: GroupSettings | None = None,
     failures: list[BaseException] | None = None,
     lifecycle: LifecycleSettings | None = None,
+    compaction: CompactionSettings | None = None,
 ) -> AsyncIterator[MetadataService]:
     """A started service; stopped at the end, the store closed with it. No task of it may fail, unless the caller
     wants to see ``failures``."""
@@ -300,6 +301,7 @@ async def running_service(
         topics or TopicSettings(),
         agents or AgentsSettings(),
         lifecycle,
+        compaction,
     )
     await service.start()
     try:

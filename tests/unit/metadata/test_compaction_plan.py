@@ -21,7 +21,7 @@ from metadata.compaction import (
 
 MIB = 1 << 20
 LIMITS = PlanLimits(job_bytes=64 * MIB, fan_in=4, min_age_ms=60_000, wait_ms=600_000)
-NOW = 10_000_000
+NOW = 2_000_000
 
 
 def summary(
@@ -53,6 +53,13 @@ def test_a_few_small_ones_wait_for_company_but_not_for_ever() -> None:
     assert plan(segments, (), 1_000 + 599_999, LIMITS, 9) == []
     assert numbers(plan(segments, (), 1_000 + 600_000, LIMITS, 9)) == [[0, 1, 2]]
     assert plan({0: [summary(0)]}, (), NOW, LIMITS, 9) == [], "one alone gains nothing"
+
+
+def test_runs_that_wait_for_more_do_so_for_longer_on_each_level() -> None:
+    runs = [summary(n, 1, commit_ms=1_000 + n) for n in range(3)]
+    assert plan({1: runs}, (), 1_000 + 4 * 600_000 - 1, LIMITS, 9) == []
+    assert numbers(plan({1: runs}, (), 1_000 + 4 * 600_000, LIMITS, 9)) == [[0, 1, 2]]
+    assert plan({1: runs[:1]}, (), 10**12, LIMITS, 9) == [], "one alone gains nothing"
 
 
 def test_what_lies_on_both_sides_of_a_busy_segment_is_not_joined() -> None:

@@ -50,11 +50,18 @@ def test_joined_extents_have_a_largest_size_that_only_a_single_one_exceeds() -> 
     assert [each.byte_length for each in joined] == [100, 1, 500]
 
 
-def test_segments_are_filled_in_order() -> None:
+def test_segments_are_filled_in_order_and_about_evenly() -> None:
     joined = join_extents([extent(10 * n, 10 * n, size=40) for n in range(5)], 100)
     segments = fill_segments(joined, 100)
-    assert [[each.base_offset for each in segment] for segment in segments] == [[0, 10], [20, 30], [40]]
+    assert [[each.base_offset for each in segment] for segment in segments] == [[0, 10, 20], [30, 40]]
+    assert len(fill_segments(joined, 160)) == 1, "no small one at the end"
     assert fill_segments([], 100) == []
+    for count in range(1, 60):
+        joined = join_extents([extent(10 * n, 10 * n, size=7) for n in range(count)], 7)
+        sizes = [sum(each.byte_length for each in segment) for segment in fill_segments(joined, 100)]
+        assert sum(sizes) == 7 * count
+        assert max(sizes) <= 125 + 7
+        assert count < 20 or min(sizes) >= 50
 
 
 @pytest.mark.parametrize("seed", range(20))
