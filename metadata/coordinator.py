@@ -14,20 +14,17 @@ expiry of single offsets of a group that has members (Kafka does it for topics t
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
-from typing import TypeVar
 
 import msgspec
 import structlog
 
 from metadata.deadline_watch import DeadlineWatch
 from metadata.group_admission import check_join
-from metadata.group_lag import FindExtents, measure_lag
+from metadata.group_lag import FindExtents, measure_lags
 from metadata.group_model import (
     GroupDescription,
     GroupLag,
@@ -44,7 +41,8 @@ from metadata.group_offsets import CommittedOffsets
 from metadata.group_roster import protocols_bytes
 from metadata.group_states import Effects, GroupLimits, GroupState
 from metadata.groups import Group
-from metadata.model import MetadataUnavailable, Refusal, Topic, TopicId
+from metadata.model import Refusal, Topic, TopicId
+from metadata.parked_calls import ParkedCalls
 from metadata.pipeline import CommandPipeline, Transaction
 from metadata.store.port import GroupDropped, GroupSaved, OffsetsDropped, OffsetsSaved, StoreSnapshot
 from runtime.clock import Clock, Entropy
@@ -65,11 +63,7 @@ CLIENT_ID_LENGTH_MAX = 255
 """Of the client's name in a member id."""
 GROUPS_EXPIRED_PER_COMMAND = 100
 OFFSETS_EXPIRED_PER_COMMAND = 1_000
-LAGS_AT_ONCE = 500
-"""They bound how long the loop and one transaction are busy with expiry, and with measuring lags."""
-LAGS_MAX = 20_000
-"""Committed offsets whose lag is measured for one scrape."""
-T = TypeVar("T")
+"""They bound how long the loop and one transaction are busy with expiry."""
 
 
 @dataclass(slots=True)
@@ -122,11 +116,8 @@ class GroupCoordinator:
         )
         self._entries: dict[str, _Entry] = {}
         self._held_bytes = 0
-        self._tickets = count(1)
-        self._joins: dict[int, asyncio.Future[JoinGroupAnswer]] = {}
-        self._syncs: dict[int, asyncio.Future[SyncGroupAnswer]] = {}
+        self._parked = ParkedCalls(pipeline)
         self._deadlines = DeadlineWatch("group-deadlines", clock, supervisor, self._due, GROUPS_EXPIRED_PER_COMMAND)
-        self._stopping = False
         pipeline.on_reload(self._load)
 
     async def start(self) -> None:
@@ -135,8 +126,7 @@ class GroupCoordinator:
 
     async def stop(self) -> None:
         """Send everybody who waits to look for another coordinator. The supervisor ends the task."""
-        self._stopping = True
-        self._answer_all(Refusal.NOT_COORDINATOR)
+        self._parked.stop()
 
     # --- requests ---------------------------------------------------------------------------------------
 
@@ -144,10 +134,10 @@ class GroupCoordinator:
         refusal = check_join(join, self._limits)
         if refusal is not None:
             return JoinGroupAnswer(refusal, join.member_id)
-        return await self._parked(self._joins, partial(self._join, join))
+        return await self._parked.join(partial(self._join, join))
 
     async def sync_group(self, sync: SyncGroup) -> SyncGroupAnswer:
-        return await self._parked(self._syncs, partial(self._sync, sync))
+        return await self._parked.sync(partial(self._sync, sync))
 
     async def heartbeat(
         self, group_id: str, generation_id: int, member_id: str, group_instance_id: str | None
@@ -211,28 +201,17 @@ class GroupCoordinator:
         return refusal
 
     async def group_lags(self) -> list[GroupLag]:
-        """One query for each partition that a group has not read to its end. Lets others work in between.
-
-        Whole groups, in the order of their ids; those whose offsets would exceed :data:`LAGS_MAX` are left out.
-        """
+        """Of all groups, in the order of their ids (:func:`metadata.group_lag.measure_lags`): one query for each partition
+        that a group has not read to its end."""
         group_ids = sorted(await self._pipeline.run(lambda _: list(self._entries)))
-        lags: list[GroupLag] = []
-        measured = 0
-        for group_id in group_ids:
+
+        def offsets_of(group_id: str) -> CommittedOffsets | None:
             entry = self._entries.get(group_id)
-            if entry is None or measured + len(entry.offsets) > LAGS_MAX:
-                continue
-            for record in entry.offsets.find(None):
-                measured += 1
-                if measured % LAGS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-                topic = self._topics(record.topic_id)
-                high_watermark = self._high_watermark(record.topic_id, record.partition)
-                if topic is not None and high_watermark is not None:
-                    now_ms = self._clock.now_ms()
-                    lag = await measure_lag(group_id, record, topic, high_watermark, self._find_extents, now_ms)
-                    lags.append(lag)
-        return lags
+            return None if entry is None else entry.offsets
+
+        return await measure_lags(
+            group_ids, offsets_of, self._topics, self._high_watermark, self._find_extents, self._clock.now_ms
+        )
 
     def forget_topic(self, topic_id: TopicId) -> None:
         """The topic is being deleted, and its offsets with it: call it in the ``decide`` that deletes it."""
@@ -241,20 +220,6 @@ class GroupCoordinator:
             self._count_bytes(entry)
 
     # --- decisions --------------------------------------------------------------------------------------
-
-    async def _parked(self, waiting: dict[int, asyncio.Future[T]], decide: Callable[[int, Transaction], None]) -> T:
-        """Run ``decide`` with a ticket, and wait until that ticket is answered."""
-
-        def decide_with_ticket(transaction: Transaction) -> asyncio.Future[T]:
-            if self._stopping:
-                raise MetadataUnavailable("the group coordinator has stopped")
-            ticket = next(self._tickets)
-            waiting[ticket] = answer = asyncio.get_running_loop().create_future()
-            decide(ticket, transaction)
-            return answer
-
-        # Decided anew after a failed write, it has a new ticket: what became of the first one means nothing.
-        return await (await self._pipeline.run(decide_with_ticket))
 
     def _join(self, join: JoinGroup, ticket: int, transaction: Transaction) -> None:
         entry = self._entries.get(join.group_id)
@@ -269,7 +234,7 @@ class GroupCoordinator:
             refusal = Refusal.GROUP_MAX_SIZE_REACHED if entry is None else None
         if entry is None or refusal is not None:
             answers = Effects(joins=[(ticket, JoinGroupAnswer(refusal, join.member_id))])
-            transaction.after_durable(partial(self._answer, answers))
+            transaction.after_durable(partial(self._parked.answer, answers))
             return
         effects = entry.group.join(join, ticket, self._member_id(join), self._deadlines.now_ms())
         self._carry_out(entry, effects, transaction)
@@ -278,7 +243,7 @@ class GroupCoordinator:
         entry = self._entries.get(sync.group_id)
         if entry is None:
             answers = Effects(syncs=[(ticket, SyncGroupAnswer(Refusal.UNKNOWN_MEMBER_ID))])
-            transaction.after_durable(partial(self._answer, answers))
+            transaction.after_durable(partial(self._parked.answer, answers))
             return
         self._carry_out(entry, entry.group.sync(sync, ticket, self._deadlines.now_ms()), transaction)
 
@@ -353,31 +318,16 @@ class GroupCoordinator:
             transaction.after_durable(partial(_log_group, group.describe(with_members=False), group.generation_id))
             entry.durable = True
         if effects.joins or effects.syncs:
-            transaction.after_durable(partial(self._answer, effects))
+            transaction.after_durable(partial(self._parked.answer, effects))
         self._count_bytes(entry)
         if group.state is GroupState.EMPTY and not (group.pending or entry.durable):
             self._drop(entry, transaction)
         else:
             self._arm(entry)
 
-    def _answer(self, effects: Effects) -> None:
-        for ticket, join_answer in effects.joins:
-            _settle(self._joins.pop(ticket, None), join_answer)
-        for ticket, sync_answer in effects.syncs:
-            _settle(self._syncs.pop(ticket, None), sync_answer)
-
-    def _answer_all(self, refusal: Refusal) -> None:
-        # The same dicts stay: a command that is queued now will park its ticket in the one it was given.
-        for join in self._joins.values():
-            _settle(join, JoinGroupAnswer(refusal, ""))
-        self._joins.clear()
-        for sync in self._syncs.values():
-            _settle(sync, SyncGroupAnswer(refusal))
-        self._syncs.clear()
-
     def _load(self, snapshot: StoreSnapshot) -> None:
         """The groups are those that are durable. Who waited in one that is not must join anew."""
-        self._answer_all(Refusal.NOT_COORDINATOR)
+        self._parked.answer_all(Refusal.NOT_COORDINATOR)
         self._deadlines.clear()
         now_ms = self._deadlines.now_ms()
         self._entries = {}
@@ -450,12 +400,6 @@ class GroupCoordinator:
             transaction.change(OffsetsDropped(entry.group.group_id, expired))
         if not entry.offsets:
             self._drop(entry, transaction)
-
-
-def _settle(waiting: asyncio.Future[T] | None, answer: T) -> None:
-    """Answer one who waits, unless it was cancelled."""
-    if waiting is not None and not waiting.done():
-        waiting.set_result(answer)
 
 
 def _log_group(group: GroupDescription, generation_id: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from metadata import coordinator as coordinator_module
+from metadata import group_lag as group_lag_module
 from metadata.coordinator import EMPTY_GROUP_KEPT_MS, GroupCoordinator
 from metadata.deadlines import STALE_ENTRIES_MAX, Deadlines
 from metadata.group_model import (
@@ -526,7 +527,7 @@ async def test_lags_are_measured_for_whole_groups_up_to_a_bound(
     cluster.high_watermarks = {(TOPIC.topic_id, partition): 1 for partition in range(2)}
     for group_id, partition in (("a", 0), ("b", 0), ("b", 1), ("c", 1)):
         await cluster.commit(1, group_id=group_id, partition=partition)
-    monkeypatch.setattr(coordinator_module, "LAGS_MAX", 2)
+    monkeypatch.setattr(group_lag_module, "LAGS_MAX", 2)
     assert [lag.group_id for lag in await cluster.groups.group_lags()] == ["a", "c"]
 
 
