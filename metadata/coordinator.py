@@ -201,8 +201,8 @@ class GroupCoordinator:
         return refusal
 
     async def group_lags(self) -> list[GroupLag]:
-        """Of all groups, in the order of their ids (:func:`metadata.group_lag.measure_lags`): one query for each partition
-        that a group has not read to its end."""
+        """Of all groups in the order of their ids, as :func:`metadata.group_lag.measure_lags` does: one query for each
+        partition that a group has not read to its end."""
         group_ids = sorted(await self._pipeline.run(lambda _: list(self._entries)))
 
         def offsets_of(group_id: str) -> CommittedOffsets | None:
