@@ -14,6 +14,7 @@ from agent.failure_log import FailureLog
 from agent.handlers import (
     api_versions,
     create_topics,
+    delete_records,
     delete_topics,
     describe_cluster,
     describe_configs,
@@ -56,6 +57,7 @@ HANDLERS: Final[dict[int, Handler]] = {
     apis.API_VERSIONS: api_versions.handle,
     apis.CREATE_TOPICS: create_topics.handle,
     apis.DELETE_TOPICS: delete_topics.handle,
+    apis.DELETE_RECORDS: delete_records.handle,
     apis.INIT_PRODUCER_ID: init_producer_id.handle,
     apis.OFFSET_FOR_LEADER_EPOCH: offset_for_leader_epoch.handle,
     apis.DESCRIBE_CONFIGS: describe_configs.handle,

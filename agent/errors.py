@@ -44,6 +44,7 @@ REFUSALS: dict[Refusal, tuple[ErrorCode, ErrorClass]] = {
     Refusal.INVALID_PRODUCER_EPOCH: (ErrorCode.invalid_producer_epoch, _FATAL),
     Refusal.UNKNOWN_PRODUCER_ID: (ErrorCode.unknown_producer_id, _FATAL),
     Refusal.OFFSET_OUT_OF_RANGE: (ErrorCode.offset_out_of_range, _FATAL),
+    Refusal.POLICY_VIOLATION: (ErrorCode.policy_violation, _FATAL),
     Refusal.STALE_BROKER_EPOCH: (ErrorCode.stale_broker_epoch, _FATAL),
     Refusal.COORDINATOR_NOT_AVAILABLE: (ErrorCode.coordinator_not_available, _RETRIABLE),
     Refusal.COORDINATOR_LOAD_IN_PROGRESS: (ErrorCode.coordinator_load_in_progress, _RETRIABLE),

@@ -17,8 +17,11 @@ from metadata.model import (
     Extent,
     ExtentsFound,
     ExtentsQuery,
+    LogStart,
     PartitionOffsets,
     ProducerIdGranted,
+    RecordsDeleted,
+    RecordsDeletion,
     SegmentCommit,
     SegmentCommitted,
     Topic,
@@ -38,6 +41,9 @@ class MetadataListener(Protocol):
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         """New extents of followed partitions; each moves its partition's high watermark to ``last_offset + 1``."""
+
+    def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        """Records of followed partitions were deleted: below these offsets there is nothing to read any more."""
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         """The whole roster: every agent whose epoch is not fenced, by node id."""
@@ -116,6 +122,10 @@ class MetadataClient(GroupClient, Protocol):
 
     async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
         """Durable offsets, None for a partition that does not exist."""
+
+    async def delete_records(self, deletions: Sequence[RecordsDeletion]) -> list[RecordsDeleted]:
+        """Kafka's DeleteRecords, one answer for each. All that are not refused are done when this returns; their
+        bytes go later. Safe to repeat."""
 
     async def create_topic(
         self, name: str, partition_count: int, configs: dict[str, str], validate_only: bool = False

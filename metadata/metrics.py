@@ -101,6 +101,11 @@ class MetadataMetrics:
         self.segments_deleted = Counter(
             "tidelog_metadata_segments_deleted_total", "Dead segments whose objects were deleted.", registry=registry
         )
+        self.retention_bytes = Counter(
+            "tidelog_metadata_retention_bytes_total",
+            "Bytes of extents that logs were cut by, by age or size.",
+            registry=registry,
+        )
         self.orphans_deleted = Counter(
             "tidelog_metadata_orphans_deleted_total", "Objects nobody knew, deleted by sweeps.", registry=registry
         )

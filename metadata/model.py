@@ -33,6 +33,7 @@ class Refusal(enum.StrEnum):
     INVALID_PRODUCER_EPOCH = "invalid_producer_epoch"
     UNKNOWN_PRODUCER_ID = "unknown_producer_id"
     OFFSET_OUT_OF_RANGE = "offset_out_of_range"
+    POLICY_VIOLATION = "policy_violation"
     STALE_BROKER_EPOCH = "stale_broker_epoch"
     # consumer groups
     COORDINATOR_NOT_AVAILABLE = "coordinator_not_available"
@@ -192,6 +193,30 @@ class PartitionOffsets(msgspec.Struct, frozen=True, array_like=True):
     high_watermark: int
     max_timestamp_ms: int = -1
     """Largest timestamp of any record in the partition, -1 when empty."""
+
+
+class LogStart(msgspec.Struct, frozen=True, array_like=True):
+    """Where a partition's log starts now: what a subscriber hears when it has moved."""
+
+    topic_id: TopicId
+    partition: int
+    log_start_offset: int
+
+
+class RecordsDeletion(msgspec.Struct, frozen=True, array_like=True):
+    """Delete the records of a partition below ``before_offset``; -1: all there are."""
+
+    topic_id: TopicId
+    partition: int
+    before_offset: int
+
+
+class RecordsDeleted(msgspec.Struct, frozen=True, array_like=True):
+    """``low_watermark`` is the log start offset by then; ``refusal`` as in :class:`ExtentsFound`, or POLICY_VIOLATION:
+    the topic's cleanup policy does not delete."""
+
+    low_watermark: int
+    refusal: Refusal | None = None
 
 
 # --- producers ----------------------------------------------------------------------------------------

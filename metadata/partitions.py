@@ -16,6 +16,7 @@ from metadata.model import (
     TopicId,
 )
 from metadata.producers import ProducerState
+from metadata.store.port import Change, LogStartMoved
 
 
 class PartitionState:
@@ -40,6 +41,15 @@ class PartitionState:
         """Producers with ids below it may have been forgotten here."""
         self.producers: dict[int, ProducerState] = {}
         self.dropped = False
+
+    def move_log_start(self, offset: int, changes: list[Change]) -> bool:
+        """Records below ``offset``, at most the high watermark, are gone. False: they were already."""
+        assert offset <= self.high_watermark, "a log does not start above its end"
+        if offset <= self.log_start_offset:
+            return False
+        self.log_start_offset = offset
+        changes.append(LogStartMoved(self.topic_id, self.partition, offset))
+        return True
 
 
 class TopicState:

@@ -51,9 +51,12 @@ from metadata.model import (
     Extent,
     ExtentsFound,
     ExtentsQuery,
+    LogStart,
     MetadataUnavailable,
     PartitionOffsets,
     ProducerIdGranted,
+    RecordsDeleted,
+    RecordsDeletion,
     Refusal,
     Refused,
     SegmentCommit,
@@ -64,8 +67,9 @@ from metadata.model import (
 )
 from metadata.partitions import CommitOutcome
 from metadata.pipeline import CommandPipeline, Transaction
+from metadata.retention_service import Retention
 from metadata.state import State
-from metadata.store.port import MetadataStore, StoreSnapshot, StoreUnavailable
+from metadata.store.port import LogStartMoved, MetadataStore, StoreSnapshot, StoreUnavailable
 from metadata.swaps import RangeSwap, match_swap
 from metadata.topic_configs import validate_topic_configs
 from metadata.visible import VisibleIndex
@@ -130,6 +134,9 @@ class MetadataService:
         self._time = SteadyTime(clock)
         self._purger = Purger(store, clock, self._time)
         self._counts = SegmentCounts(store, clock, metrics)
+        self._retention = Retention(
+            store, self._pipeline, clock, lifecycle_settings, metrics, lambda: self._visible, self._expire_records
+        )
         self._jobs = JobService(clock, lifecycle_settings.job_lease_ms, metrics)
         self._jobs.add(DeadSegments(store, self._pipeline, self._time, lifecycle_settings, metrics))
         self._orphans = Orphans(
@@ -153,6 +160,7 @@ class MetadataService:
         self._agents.start()
         self._purger.start(self._supervisor)
         self._counts.start(self._supervisor)
+        self._retention.start(self._supervisor)
         self._jobs.start(self._supervisor)
         self._supervisor.start("metadata-expiry", self._expire())
         _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
@@ -258,6 +266,7 @@ class MetadataService:
             self._metrics.batches_refused.inc(outcome.refused)
         if outcome.extents:
             self._visible.add_extents(outcome.extents)
+            self._retention.extents_committed(outcome.extents)
             self._listeners.tell(lambda listener: listener.extents_committed(outcome.extents))
 
     async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
@@ -312,6 +321,8 @@ class MetadataService:
         partition = self._visible.partition(topic_id, number)
         if partition is None:
             return ExtentsFound(-1, -1, (), self._unknown(topic_id))
+        if offset < partition.log_start_offset:  # it has moved meanwhile
+            return ExtentsFound(partition.high_watermark, partition.log_start_offset, (), Refusal.OFFSET_OUT_OF_RANGE)
         if not found or not found[0].base_offset <= offset <= found[0].last_offset:
             raise MetadataUnavailable(f"the store has no extent for offset {offset} of {topic_id.hex()}/{number}")
         byte_count = sum(extent.byte_length for extent in found)
@@ -355,6 +366,37 @@ class MetadataService:
     def _high_watermark(self, topic_id: TopicId, partition: int) -> int | None:
         visible = self._visible.partition(topic_id, partition)
         return None if visible is None else visible.high_watermark
+
+    # --- deleting records -------------------------------------------------------------------------------
+
+    async def delete_records(self, deletions: Sequence[RecordsDeletion]) -> list[RecordsDeleted]:
+        def decide(transaction: Transaction) -> list[RecordsDeleted]:
+            before = len(transaction.changes)
+            answers = [self._state.topics.delete_records(deletion, transaction.changes) for deletion in deletions]
+            self._announce_log_starts(transaction, before)
+            return answers
+
+        return await self._pipeline.run(decide)
+
+    def _expire_records(self, topic_id: TopicId, partition: int, offset: int, transaction: Transaction) -> None:
+        before = len(transaction.changes)
+        self._state.topics.expire_records(topic_id, partition, offset, transaction.changes)
+        self._announce_log_starts(transaction, before)
+
+    def _announce_log_starts(self, transaction: Transaction, before: int) -> None:
+        moved = [
+            LogStart(change.topic_id, change.partition, change.log_start_offset)
+            for change in transaction.changes[before:]
+            if isinstance(change, LogStartMoved)
+        ]
+        if moved:
+            transaction.after_durable(partial(self._log_starts_moved, moved))
+
+    def _log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        for each in moved:
+            self._visible.move_log_start(each)
+        self._purger.wake()
+        self._listeners.tell(lambda listener: listener.log_starts_moved(moved))
 
     # --- topics -----------------------------------------------------------------------------------------
 
@@ -413,9 +455,11 @@ class MetadataService:
 
     def _topic_saved(self, topic: Topic) -> None:
         self._visible.put_topic(topic)
+        self._retention.topic_changed(topic)
         self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(upserted=(topic,))))
 
     def _topic_dropped(self, topic_id: TopicId) -> None:
+        self._retention.topic_changed(self._visible.topics[topic_id])
         self._visible.drop_topic(topic_id)
         self._purger.wake()
         self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
@@ -431,6 +475,7 @@ class MetadataService:
         before = self._visible
         self._state = State(snapshot)
         self._visible = VisibleIndex(snapshot)
+        self._retention.reset()
         change = self._visible.changes_since(before)
         self._listeners.resynchronize()
         if change.upserted or change.deleted:

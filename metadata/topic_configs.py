@@ -18,7 +18,6 @@ CompressionType = Literal["producer", "uncompressed", "gzip", "snappy", "lz4", "
 _OWN_SEGMENTS = "segments hold many partitions and are sealed by the ingest settings"
 _ALWAYS_DURABLE = "records are acknowledged only once they are durable in object storage"
 _NO_REPLICAS = "no partition is replicated between agents; the object store keeps the copies"
-_NO_RETENTION = "nothing is deleted by age or size yet"
 _NO_COMPACTION = "topics are not compacted yet"
 _NO_TIERS = "all records are in object storage from the start; there is no local tier"
 _NO_LEVELS = "recompression uses each codec's default level"
@@ -31,7 +30,7 @@ _DEFINITIONS = (
         choices=("compact", "delete"),
         documentation="What happens to old records: delete by age and size, compact by key, or both.",
         support=Support.NOT_YET,
-        reason=f"{_NO_RETENTION}, and {_NO_COMPACTION}; compact already refuses records without a key",
+        reason=f"delete is acted on, compact is not: {_NO_COMPACTION}; it already refuses records without a key",
         broker_name="log.cleanup.policy",
     ),
     ConfigDefinition(
@@ -282,8 +281,8 @@ _DEFINITIONS = (
         kind=ConfigType.LONG,
         default="-1",
         documentation="Bytes of a partition kept before the oldest are deleted; -1 for no limit.",
-        support=Support.NOT_YET,
-        reason=_NO_RETENTION,
+        support=Support.HONOURED,
+        reason="whole extents, oldest first, while as much as this is left without them",
         broker_name="log.retention.bytes",
     ),
     ConfigDefinition(
@@ -292,8 +291,8 @@ _DEFINITIONS = (
         default="604800000",
         minimum=-1,
         documentation="How long records are kept; -1 for ever.",
-        support=Support.NOT_YET,
-        reason=_NO_RETENTION,
+        support=Support.HONOURED,
+        reason="whole extents, oldest first, once the largest timestamp in them is older",
         broker_name="log.retention.ms",
     ),
     ConfigDefinition(

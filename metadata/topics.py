@@ -8,8 +8,9 @@ from collections.abc import Iterable
 import msgspec
 
 from metadata.counters import Counters
-from metadata.model import Refusal, Refused, Topic, TopicId
+from metadata.model import RecordsDeleted, RecordsDeletion, Refusal, Refused, Topic, TopicId
 from metadata.partitions import PartitionState, TopicState
+from metadata.retention import deletes
 from metadata.store.port import Change, PartitionRow, TopicDropped, TopicSaved
 
 DELETED_NAMES_MAX = 10_000
@@ -103,6 +104,29 @@ class Topics:
             else:
                 self._deleted_names += 1
         self._counters.raise_to(counter, producer_ids_granted, changes)
+
+    def delete_records(self, deletion: RecordsDeletion, changes: list[Change]) -> RecordsDeleted:
+        """Kafka's rules (``Partition.deleteRecordsOnLeader``): below the log start is no error, and changes nothing."""
+        state = self.by_id.get(deletion.topic_id)
+        if state is None:
+            return RecordsDeleted(-1, Refusal.UNKNOWN_TOPIC_ID)
+        if not 0 <= deletion.partition < len(state.partitions):
+            return RecordsDeleted(-1, Refusal.UNKNOWN_TOPIC_OR_PARTITION)
+        if not deletes(state.topic.configs):
+            return RecordsDeleted(-1, Refusal.POLICY_VIOLATION)
+        partition = state.partitions[deletion.partition]
+        offset = partition.high_watermark if deletion.before_offset == -1 else deletion.before_offset
+        if not 0 <= offset <= partition.high_watermark:
+            return RecordsDeleted(-1, Refusal.OFFSET_OUT_OF_RANGE)
+        partition.move_log_start(offset, changes)
+        return RecordsDeleted(partition.log_start_offset)
+
+    def expire_records(self, topic_id: TopicId, partition: int, offset: int, changes: list[Change]) -> bool:
+        """Retention lets go of what is below ``offset``. False: nothing changed, or the topic is gone by now."""
+        state = self.by_id.get(topic_id)
+        if state is None or not deletes(state.topic.configs):
+            return False
+        return state.partitions[partition].move_log_start(offset, changes)
 
     def alter_configs(self, topic_id: TopicId, configs: dict[str, str], changes: list[Change]) -> Topic:
         """Replace the configs of a topic by ``configs``, valid already. :raises Refused: UNKNOWN_TOPIC_ID."""

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
 
-from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId, TopicsChanged
+from metadata.model import EXTENTS_FOUND_MAX, Extent, LogStart, Topic, TopicId, TopicsChanged
 from metadata.store.port import StoreSnapshot
 
 NEWEST_EXTENTS_MAX = 50_000
@@ -123,6 +123,14 @@ class VisibleIndex:
                 newest = partition.newest
                 while newest and newest[0].base_offset <= extent.last_offset:
                     newest.popleft()
+
+    def move_log_start(self, moved: LogStart) -> None:
+        """Records became unreadable, durably. Their extents stay where they are: nobody asks for them."""
+        partition = self.partition(moved.topic_id, moved.partition)
+        if partition is not None:
+            partition.log_start_offset = max(partition.log_start_offset, moved.log_start_offset)
+            if partition.log_start_offset == partition.high_watermark:
+                partition.max_timestamp_ms = -1
 
     def changes_since(self, earlier: VisibleIndex) -> TopicsChanged:
         """What happened to the topics between ``earlier`` and this index."""

@@ -297,6 +297,12 @@ class LifecycleSettings(Section):
         description="An object that nothing references any more is deleted after this: longer than a fetch takes, and "
         "than what agents know of extents may be out of date.",
     )
+    retention_interval_ms: int = Field(
+        60_000,
+        ge=10,
+        description="Pause between two looks for what retention.ms and retention.bytes let go "
+        "(log.retention.check.interval.ms).",
+    )
     orphan_age_ms: int = Field(
         600_000, ge=0, description="An object that no commit can name any more is deleted when it is so old."
     )

@@ -34,7 +34,7 @@ from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
 from metadata.agent_model import AgentInfo, AgentRegistration
 from metadata.client import MetadataClient
-from metadata.model import Extent, Fenced, MetadataUnavailable, TopicsChanged
+from metadata.model import Extent, Fenced, LogStart, MetadataUnavailable, TopicsChanged
 from runtime.budget import Budget
 from runtime.clock import Clock, Entropy
 from runtime.settings import Settings, parse_address
@@ -72,6 +72,9 @@ class _Events:
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self._agent.fetcher.extents_committed(extents)
+
+    def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        self._agent.fetcher.log_starts_moved(moved)
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         self._agent.roster.heard(agents)

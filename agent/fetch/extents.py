@@ -12,7 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from metadata.model import Extent, ExtentsFound, TopicId
+from metadata.model import Extent, ExtentsFound, LogStart, TopicId
 
 TAIL_EXTENTS_MAX = 65_536
 """Announced extents remembered, over all partitions (about 25 MB)."""
@@ -145,6 +145,12 @@ class ExtentIndex:
         if index == len(tail) and byte_length < byte_max and end < state.high_watermark:
             return None  # the service knows of extents whose announcement is still under way
         return ExtentRange(extents, hot, end < state.high_watermark)
+
+    def move_log_start(self, moved: LogStart) -> None:
+        """Records below it are gone: whoever asks for them is passed on to the service, which says so."""
+        state = self._partitions.get((moved.topic_id, moved.partition))
+        if state is not None and state.log_start_offset != UNKNOWN_OFFSET:
+            state.log_start_offset = max(state.log_start_offset, moved.log_start_offset)
 
     def forget_extents(self, topic_id: TopicId, partition: int) -> None:
         """What is known of the partition's extents turned out to be out of date."""

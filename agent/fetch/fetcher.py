@@ -24,7 +24,7 @@ from agent.fetch.timestamps import TimestampSearch
 from agent.fetch.waits import Waits
 from metadata.agent_model import AgentInfo
 from metadata.client import MetadataClient
-from metadata.model import Extent, TopicId
+from metadata.model import Extent, LogStart, TopicId
 from runtime.budget import Budget
 from runtime.clock import Clock
 from runtime.settings import Settings
@@ -76,6 +76,11 @@ class Fetcher:
         """Metadata says: these are durable and visible, in commit order."""
         self._index.announce(extents)
         self._waits.committed(extents)
+
+    def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        """Metadata says: below these offsets there is nothing any more."""
+        for each in moved:
+            self._index.move_log_start(each)
 
     def agents_changed(self, agents: Sequence[AgentInfo], node_id: int) -> None:
         """The roster changed; ``node_id`` is this agent's."""

@@ -72,9 +72,9 @@ async def _answer(
         return
     turns = asyncio.Semaphore(SEARCHES_MAX)
 
-    async def search(position: int, topic_id: TopicId, index: int, timestamp_ms: int) -> None:
+    async def search(position: int, topic_id: TopicId, index: int, timestamp_ms: int, log_start_offset: int) -> None:
         async with turns:
-            entries[position] = await _search(agent, topic_id, index, timestamp_ms)
+            entries[position] = await _search(agent, topic_id, index, timestamp_ms, log_start_offset)
 
     searches = []
     for (position, topic_id), found in zip(known, offsets, strict=True):
@@ -91,11 +91,11 @@ async def _answer(
             if sought_ms < 0 or sought_ms > found.max_timestamp_ms:
                 entries[position] = _entry(index, None)
             else:
-                searches.append(search(position, topic_id, index, sought_ms))
+                searches.append(search(position, topic_id, index, sought_ms, found.log_start_offset))
     await asyncio.gather(*searches)
 
 
-async def _search(agent: Agent, topic_id: TopicId, index: int, timestamp_ms: int) -> Body:
+async def _search(agent: Agent, topic_id: TopicId, index: int, timestamp_ms: int, log_start_offset: int) -> Body:
     try:
         found = await agent.fetcher.timestamps.first_at_or_after(topic_id, index, timestamp_ms)
     except Refused:
@@ -107,7 +107,8 @@ async def _search(agent: Agent, topic_id: TopicId, index: int, timestamp_ms: int
         return _entry(index, ErrorCode.kafka_storage_error)
     if found is None:
         return _entry(index, None)
-    return _entry(index, None, found.offset, found.timestamp_ms)
+    # The log may start inside the batch it was found in: what is asked for does not begin before that.
+    return _entry(index, None, max(found.offset, log_start_offset), found.timestamp_ms)
 
 
 def _is_unknown_time(timestamp_ms: int, version: int) -> bool:

@@ -28,6 +28,7 @@ LIST_GROUPS: Final = 16
 API_VERSIONS: Final = 18
 CREATE_TOPICS: Final = 19
 DELETE_TOPICS: Final = 20
+DELETE_RECORDS: Final = 21
 INIT_PRODUCER_ID: Final = 22
 OFFSET_FOR_LEADER_EPOCH: Final = 23
 DESCRIBE_CONFIGS: Final = 32
@@ -106,6 +107,7 @@ APIS: Final[tuple[Api, ...]] = (
     ),
     _api(CREATE_TOPICS, "CreateTopics", 2, 7, 5, "No client sends 0 or 1 any more."),
     _api(DELETE_TOPICS, "DeleteTopics", 1, 6, 4, ""),
+    _api(DELETE_RECORDS, "DeleteRecords", 0, 2, 2, "Any agent answers for any partition."),
     _api(INIT_PRODUCER_ID, "InitProducerId", 0, 5, 2, "For idempotence. A transactional id is refused with error 53."),
     _api(OFFSET_FOR_LEADER_EPOCH, "OffsetForLeaderEpoch", 2, 4, 4, "The leader epoch is always 0."),
     _api(DESCRIBE_CONFIGS, "DescribeConfigs", 1, 4, 4, ""),

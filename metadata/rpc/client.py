@@ -39,6 +39,8 @@ from metadata.model import (
     MetadataUnavailable,
     PartitionOffsets,
     ProducerIdGranted,
+    RecordsDeleted,
+    RecordsDeletion,
     Refusal,
     Refused,
     SegmentCommit,
@@ -338,6 +340,9 @@ class RemoteMetadata:
 
     async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
         return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes)
+
+    async def delete_records(self, deletions: Sequence[RecordsDeletion]) -> list[RecordsDeleted]:
+        return await self._call(methods.DELETE_RECORDS, deletions)
 
     # --- jobs -------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from metadata.model import (
     ExtentsFound,
     PartitionOffsets,
     ProducerIdGranted,
+    RecordsDeleted,
     Refusal,
     SegmentCommitted,
     Topic,
@@ -99,6 +100,7 @@ FIND_EXTENTS = Method[list[ExtentsFound]]("find_extents")
 FIND_EXTENT_BY_TIMESTAMP = Method[Extent | None]("find_extent_by_timestamp")
 PARTITION_OFFSETS = Method[list[PartitionOffsets | None]]("partition_offsets")
 
+DELETE_RECORDS = Method[list[RecordsDeleted]]("delete_records", mutating=True)
 CREATE_TOPIC = Method[Topic]("create_topic", remembered=True)
 DELETE_TOPIC = Method[None]("delete_topic", remembered=True)
 ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", remembered=True)

@@ -31,6 +31,7 @@ from metadata.rpc.wire import (
     Event,
     ExtentAnnounced,
     Hello,
+    LogStartsAnnounced,
     StartOver,
     Step,
     TopicsAnnounced,
@@ -380,6 +381,8 @@ class RemoteSubscription:
                 self._tell(partial(self._listener.topics_changed, change))
             elif isinstance(event, AgentsAnnounced):
                 self._tell(partial(self._listener.agents_changed, event.agents))
+            elif isinstance(event, LogStartsAnnounced):
+                self._tell(partial(self._listener.log_starts_moved, event.moved))
             elif isinstance(event, StartOver):
                 self._tell(self._listener.resynchronize)
         if extents:

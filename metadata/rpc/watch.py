@@ -15,7 +15,7 @@ import structlog
 
 from metadata.agent_model import AgentInfo
 from metadata.client import Subscription
-from metadata.model import Extent, Topic, TopicId, TopicsChanged
+from metadata.model import Extent, LogStart, Topic, TopicId, TopicsChanged
 from metadata.rpc.metrics import RpcServerMetrics
 from metadata.rpc.wire import (
     AgentsAnnounced,
@@ -23,6 +23,7 @@ from metadata.rpc.wire import (
     Event,
     ExtentAnnounced,
     Hello,
+    LogStartsAnnounced,
     StartOver,
     Step,
     TopicsAnnounced,
@@ -152,6 +153,14 @@ class WatchHub:
             followers = self._followers.get((extent.topic_id, extent.partition))
             if followers:
                 event = frame(ExtentAnnounced(extent))
+                for watcher in followers:
+                    watcher.push(event)
+
+    def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        for each in moved:
+            followers = self._followers.get((each.topic_id, each.partition))
+            if followers:
+                event = frame(LogStartsAnnounced((each,)))
                 for watcher in followers:
                     watcher.push(event)
 

@@ -17,7 +17,17 @@ from typing import Annotated
 import msgspec
 
 from metadata.agent_model import AgentInfo
-from metadata.model import Extent, Fenced, MetadataError, MetadataUnavailable, Refusal, Refused, Topic, TopicsChanged
+from metadata.model import (
+    Extent,
+    Fenced,
+    LogStart,
+    MetadataError,
+    MetadataUnavailable,
+    Refusal,
+    Refused,
+    Topic,
+    TopicsChanged,
+)
 
 ID_BYTES = 16
 REQUEST_BYTES_MAX = 32 * 1024 * 1024
@@ -118,11 +128,15 @@ class AgentsAnnounced(msgspec.Struct, frozen=True, array_like=True, tag=4):
     agents: tuple[AgentInfo, ...]
 
 
+class LogStartsAnnounced(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    moved: tuple[LogStart, ...]
+
+
 class StartOver(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """:meth:`metadata.client.MetadataListener.resynchronize`"""
 
 
-Event = Hello | Beat | ExtentAnnounced | TopicsAnnounced | AgentsAnnounced | StartOver
+Event = Hello | Beat | ExtentAnnounced | TopicsAnnounced | AgentsAnnounced | LogStartsAnnounced | StartOver
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):

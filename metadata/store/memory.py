@@ -182,6 +182,16 @@ class MemoryMetadataStore:
         index = bisect_right(kept.timestamps_max, timestamp_ms - 1, first)
         return next((extent for extent in kept.extents[index:] if extent.max_timestamp_ms >= timestamp_ms), None)
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        kept = self._partitions.get((topic_id, partition))
+        extents = [] if kept is None else kept.extents
+        first = bisect_left(extents, offset, key=lambda extent: extent.last_offset)
+        part = [extent for extent in extents[first : first + row_max] if extent.base_offset < before_offset]
+        end = part[-1].last_offset + 1 if len(part) == row_max else before_offset
+        return sum(extent.byte_length for extent in part), end
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         gone, self._dropped = self._dropped[:row_max], self._dropped[row_max:]
         for partition in self._partitions.values():

@@ -333,6 +333,12 @@ class MetadataStore(Protocol):
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
         """The first extent that reaches above the log start offset and has ``timestamp_ms`` or a later one in it."""
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        """Bytes of up to ``row_max`` extents that begin in [``offset``, ``before_offset``), and where the next one does
+        (``before_offset`` when these were the last). The extent that holds ``offset`` counts too."""
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         """Remove up to about ``row_max`` rows of dropped topics, and of extents below their partitions' log starts, in
         one transaction; True when there may be more. Segments that nothing references any more are dead at ``now_ms``.

@@ -165,6 +165,12 @@ class PostgresMetadataStore:
         async with self._reading() as pool:
             return await postgres_reader.find_extent_by_timestamp(pool, topic_id, partition, timestamp_ms)
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        async with self._reading() as pool:
+            return await postgres_reader.sum_extents(pool, topic_id, partition, offset, before_offset, row_max)
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         async with self._writing("purged", within_lease=True) as connection:
             if self._writer is None:

@@ -203,6 +203,33 @@ async def find_extent_by_timestamp(pool: Pool, topic_id: TopicId, partition: int
     return Extent(topic_id, partition, *row) if row is not None else None
 
 
+async def sum_extents(
+    pool: Pool, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+) -> tuple[int, int]:
+    """See :meth:`metadata.store.port.MetadataStore.sum_extents`. One step for each."""
+    ((count, size, end),) = await pool.fetch(
+        f"""
+        WITH {_WANTED}
+        SELECT count(*), coalesce(sum(byte_length), 0)::bigint, coalesce(max(last_offset) + 1, 0) FROM (
+            SELECT byte_length, last_offset FROM extents
+            WHERE partition_key = (SELECT key FROM wanted)
+                AND base_offset >= coalesce((
+                    SELECT max(base_offset) FROM extents
+                    WHERE partition_key = (SELECT key FROM wanted) AND base_offset <= $3
+                ), $3)
+                AND base_offset < $4 AND last_offset >= $3
+            ORDER BY base_offset LIMIT $5
+        ) AS part
+        """,
+        topic_id,
+        partition,
+        offset,
+        before_offset,
+        row_max,
+    )
+    return size, end if count == row_max else before_offset
+
+
 async def find_dead_segments(pool: Pool, until_ms: int, count_max: int) -> list[DeadSegment]:
     """See :meth:`metadata.store.port.MetadataStore.find_dead_segments`. One step for each found."""
     rows = await pool.fetch(

@@ -112,6 +112,13 @@ class SqliteMetadataStore:
             lambda reader: sqlite_reader.find_extent_by_timestamp(reader, topic_id, partition, timestamp_ms)
         )
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        return await self._read(
+            lambda reader: sqlite_reader.sum_extents(reader, topic_id, partition, offset, before_offset, row_max)
+        )
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         return await self._on(self._write_thread, "purged", lambda: self._purge(row_max, now_ms))
 

@@ -182,6 +182,29 @@ def find_extent_by_timestamp(
     return Extent(topic_id, partition, *rows[0]) if rows else None
 
 
+def sum_extents(
+    connection: sqlite3.Connection, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+) -> tuple[int, int]:
+    """See :meth:`metadata.store.port.MetadataStore.sum_extents`. One step for each."""
+    count, size, end = connection.execute(
+        f"""
+        WITH wanted (key) AS {_PARTITION_KEY}
+        SELECT count(*), coalesce(sum(byte_length), 0), coalesce(max(last_offset) + 1, 0) FROM (
+            SELECT byte_length, last_offset FROM extents
+            WHERE partition_key = (SELECT key FROM wanted)
+                AND base_offset >= coalesce((
+                    SELECT max(base_offset) FROM extents
+                    WHERE partition_key = (SELECT key FROM wanted) AND base_offset <= :offset
+                ), :offset)
+                AND base_offset < :before AND last_offset >= :offset
+            ORDER BY base_offset LIMIT :count
+        )
+        """,
+        {"topic_id": topic_id, "partition": partition, "offset": offset, "before": before_offset, "count": row_max},
+    ).fetchone()
+    return size, end if count == row_max else before_offset
+
+
 def find_dead_segments(connection: sqlite3.Connection, until_ms: int, count_max: int) -> list[DeadSegment]:
     """See :meth:`metadata.store.port.MetadataStore.find_dead_segments`. One step for each found."""
     rows = connection.execute(

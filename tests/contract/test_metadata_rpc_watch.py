@@ -99,6 +99,8 @@ class View:
         for topic_id in change.deleted:
             self.topics.pop(topic_id, None)
 
+    def log_starts_moved(self, moved: object) -> None: ...
+
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         self.agents = tuple(agents)
 

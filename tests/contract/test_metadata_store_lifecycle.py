@@ -200,3 +200,15 @@ async def test_a_topic_dropped_with_its_log_start_moved(kept: Kept) -> None:
     await purged(kept)
     assert await live(kept) == [(0, 1_000)]
     assert not await kept.store.purge(1, NOW_MS)
+
+
+async def test_bytes_of_a_partition_are_added_up_in_parts(kept: Kept) -> None:
+    extents = [extent(base, base + 9, size=base + 1) for base in range(0, 50, 10)]
+    await kept.store.write([TopicSaved(topic()), *added(1, *extents, extent(0, 9, partition=1))])
+    assert await kept.store.sum_extents(topic_id(1), 0, 0, 50, 10) == (105, 50)
+    assert await kept.store.sum_extents(topic_id(1), 0, 0, 50, 2) == (12, 20)
+    assert await kept.store.sum_extents(topic_id(1), 0, 20, 50, 2) == (52, 40)
+    assert await kept.store.sum_extents(topic_id(1), 0, 15, 50, 1) == (11, 20), "the one that holds the offset counts"
+    assert await kept.store.sum_extents(topic_id(1), 0, 40, 50, 2) == (41, 50)
+    assert await kept.store.sum_extents(topic_id(1), 0, 0, 30, 10) == (33, 30)
+    assert await kept.store.sum_extents(topic_id(9), 0, 0, 50, 2) == (0, 50)

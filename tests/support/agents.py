@@ -166,6 +166,8 @@ class MemberAgent:
 
     def resynchronize(self) -> None: ...
 
+    def log_starts_moved(self, moved: object) -> None: ...
+
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         if not self.metadata.is_cut:
             self.roster.heard(agents)

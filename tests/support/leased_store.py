@@ -90,6 +90,12 @@ class LeasedStore:
         self._check_reachable()
         return await self._database.store.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        self._check_reachable()
+        return await self._database.store.sum_extents(topic_id, partition, offset, before_offset, row_max)
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         self._check()
         return await self._database.store.purge(row_max, now_ms)

@@ -21,6 +21,7 @@ from metadata.model import (
     BatchDraft,
     Extent,
     ExtentDraft,
+    LogStart,
     SegmentCommit,
     Topic,
     TopicId,
@@ -201,6 +202,11 @@ class FaultyMetadataStore:
     async def find_extent_by_timestamp(self, topic_id: TopicId, partition: int, timestamp_ms: int) -> Extent | None:
         return await self._inner.find_extent_by_timestamp(topic_id, partition, timestamp_ms)
 
+    async def sum_extents(
+        self, topic_id: TopicId, partition: int, offset: int, before_offset: int, row_max: int
+    ) -> tuple[int, int]:
+        return await self._inner.sum_extents(topic_id, partition, offset, before_offset, row_max)
+
     async def purge(self, row_max: int, now_ms: int) -> bool:
         if self.deposed:
             raise Deposed("planted: generation 2 leads")
@@ -267,6 +273,9 @@ class Recorder:
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self.heard.extend(extents)
+
+    def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
+        self.heard.extend(moved)
 
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None:
         self.rosters.append(tuple(agents))

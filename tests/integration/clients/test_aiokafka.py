@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 
 from tests.support.raw_kafka import CODECS, RawKafka, batches
 
@@ -122,5 +122,19 @@ async def test_admin(bootstrap: str, unique: Unique) -> None:
     assert topic in await admin.list_topics()
     (described,) = await admin.describe_topics([topic])
     assert len(described["partitions"]) == 2
+    producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
+    await producer.start()
+    for number in range(4):
+        await producer.send_and_wait(topic, b"%d" % number, partition=1)
+    await producer.stop()
+    partition = TopicPartition(topic, 1)
+    assert await admin.delete_records({partition: RecordsToDelete(3)}) == {partition: 3}
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    consumer.assign([partition])
+    message = await consumer.getone()
+    assert (message.offset, message.value) == (3, b"3")
+    assert await consumer.beginning_offsets([partition]) == {partition: 3}
+    await consumer.stop()
     await admin.delete_topics([topic])
     await admin.close()

@@ -6,8 +6,16 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import TIMESTAMP_CREATE_TIME, Consumer, IsolationLevel, KafkaException, Producer, TopicPartition
-from confluent_kafka.admin import OffsetSpec
+from confluent_kafka import (
+    TIMESTAMP_CREATE_TIME,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tests.conftest import on_reference
 from tests.support.librdkafka import consume, create_topic, produce, read
@@ -231,4 +239,31 @@ def test_a_pattern_subscription_finds_topics_made_later(bootstrap: str, unique: 
     create_topic(bootstrap, f"{prefix}-b")
     produce(bootstrap, f"{prefix}-b", [{"value": b"b"}])
     assert read(consumer, 1)[0].value() == b"b"
+    consumer.close()
+
+
+def test_deleted_records_are_gone_for_consumers_and_offsets(bootstrap: str, unique: Unique) -> None:
+    """librdkafka's DeleteRecords: an offset inside a batch, all there is, and one that does not exist."""
+    topic = unique("delete-records")
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    create_topic(bootstrap, topic, partitions=1)
+    produce(bootstrap, topic, [{"value": str(number).encode()} for number in range(20)])
+
+    def delete(offset: int) -> int:
+        partition = TopicPartition(topic, 0, offset)
+        (deleted,) = admin.delete_records([partition]).values()
+        return int(deleted.result(15).low_watermark)
+
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": topic, "auto.offset.reset": "earliest"})
+    assert delete(7) == 7
+    assert delete(3) == 7
+    assert consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=15) == (7, 20)
+    consumer.assign([TopicPartition(topic, 0, 0)])  # it is out of range: librdkafka resets to the earliest
+    values = [message.value() for message in consumer.consume(13, timeout=15) if message.error() is None]
+    assert values == [str(number).encode() for number in range(7, 20)]
+    with pytest.raises(KafkaException) as refused:
+        delete(21)
+    assert refused.value.args[0].code() == KafkaError.OFFSET_OUT_OF_RANGE
+    assert delete(-1) == 20
+    assert consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=15) == (20, 20)
     consumer.close()

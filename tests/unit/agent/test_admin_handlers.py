@@ -19,6 +19,7 @@ from agent.context import Agent, AgentIdentity, Body, Call
 from agent.handlers import (
     answer_limit,
     create_topics,
+    delete_records,
     delete_topics,
     describe_cluster,
     describe_configs,
@@ -30,7 +31,16 @@ from agent.neighbours import Neighbours
 from agent.topics import TopicDirectory
 from agent.wire.codec import EncodedResponse, encode_response, response_prefix
 from metadata.config_definitions import LONG_MAX
-from metadata.model import MetadataUnavailable, ProducerIdGranted, Refusal, Refused, Topic, TopicsChanged
+from metadata.model import (
+    MetadataUnavailable,
+    ProducerIdGranted,
+    RecordsDeleted,
+    RecordsDeletion,
+    Refusal,
+    Refused,
+    Topic,
+    TopicsChanged,
+)
 from metadata.topic_configs import TOPIC_CONFIGS, validate_topic_configs
 from metadata.topics import check_topic_name
 from runtime.clock import SeededEntropy, SystemClock
@@ -77,6 +87,19 @@ class FakeMetadata:
             self.topics[name] = topic
             self._tell(TopicsChanged(upserted=(topic,)))
         return topic
+
+    async def delete_records(self, deletions: list[RecordsDeletion]) -> list[RecordsDeleted]:
+        """Every log has ten records; of partition 9 nobody has heard, and 8 has gone with its topic."""
+        self._ask()
+        refusals = {9: Refusal.UNKNOWN_TOPIC_OR_PARTITION, 8: Refusal.UNKNOWN_TOPIC_ID, 7: Refusal.POLICY_VIOLATION}
+        answers = []
+        for deletion in deletions:
+            refusal = refusals.get(deletion.partition)
+            if refusal is None and deletion.before_offset > 10:
+                refusal = Refusal.OFFSET_OUT_OF_RANGE
+            offset = 10 if deletion.before_offset == -1 else deletion.before_offset
+            answers.append(RecordsDeleted(offset) if refusal is None else RecordsDeleted(-1, refusal))
+        return answers
 
     async def delete_topic(self, topic_id: bytes) -> None:
         self._ask()
@@ -432,6 +455,31 @@ async def test_creation_while_the_metadata_is_away_has_an_unknown_outcome(agent:
 # --- DeleteTopics -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", [0, 1, 2])
+async def test_delete_records_answers_each_partition(version: int, agent: Agent, store: FakeMetadata) -> None:
+    await store.create_topic("logs", 1, {})
+
+    def named(name: str, *partitions: tuple[int, int]) -> Any:
+        rows = tuple(entity(partition_index=index, offset=offset) for index, offset in partitions)
+        return entity(name=name, partitions=rows)
+
+    request = entity(topics=(named("logs", (0, 4), (1, -1), (0, 11), (9, 0), (8, 0), (7, 0)), named("absent", (0, 0))))
+    logs, absent = (await ask(delete_records, 21, version, request, agent)).topics
+    assert [(row.partition_index, row.low_watermark, row.error_code) for row in logs.partitions] == [
+        (0, 4, ErrorCode.none),
+        (1, 10, ErrorCode.none),
+        (0, -1, ErrorCode.offset_out_of_range),
+        (9, -1, ErrorCode.unknown_topic_or_partition),
+        (8, -1, ErrorCode.unknown_topic_or_partition),
+        (7, -1, ErrorCode.policy_violation),
+    ]
+    assert [row.error_code for row in absent.partitions] == [ErrorCode.unknown_topic_or_partition]
+    store.unavailable = True
+    logs, absent = (await ask(delete_records, 21, version, request, agent)).topics
+    assert {row.error_code for row in logs.partitions} == {ErrorCode.request_timed_out}
+    assert [row.error_code for row in absent.partitions] == [ErrorCode.unknown_topic_or_partition]
+
+
 async def delete(agent: Agent, *names: str, version: int = 6) -> list[Any]:
     if version >= 6:
         request = entity(topics=tuple(wanted_topic(name) for name in names), timeout=timedelta(seconds=1))
@@ -580,7 +628,7 @@ async def test_topic_configs_are_shown_with_their_source_in_every_version(
     assert [(row.name, row.value, row.source) for row in retention.synonyms] == [("log.retention.ms", "604800000", 5)]
     if version >= 3:
         assert (policy.config_type, retention.config_type) == (7, 5)
-        assert "In Tidelog: accepted, stored" in retention.documentation
+        assert "In Tidelog: honoured" in retention.documentation
 
 
 @pytest.mark.parametrize("keys", [None, ()])

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from metadata.config_definitions import LONG_MAX, ConfigType, Support
+from metadata.retention import retention_policy
 from metadata.topic_configs import TOPIC_CONFIGS, TopicPolicy, effective, topic_policy, validate_topic_configs
 
 ASKED_FOR_BY_TOOLS = [
@@ -145,7 +146,8 @@ def test_every_honoured_row_reaches_the_policy() -> None:
     for row in TOPIC_CONFIGS.values():
         if row.support is Support.HONOURED:
             value = changed[row.kind] or next(choice for choice in row.choices if choice != row.default)
-            assert topic_policy({row.name: value}) != topic_policy({}), row.name
+            policies = [(topic_policy(configs), retention_policy(configs)) for configs in ({row.name: value}, {})]
+            assert policies[0] != policies[1], row.name
 
 
 def test_effective_prefers_what_is_set() -> None:

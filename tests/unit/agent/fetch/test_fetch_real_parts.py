@@ -74,6 +74,8 @@ class Parts:
     def extents_committed(self, extents: Sequence[Extent]) -> None:
         self.fetcher.extents_committed(extents)
 
+    def log_starts_moved(self, moved: object) -> None: ...
+
     def agents_changed(self, agents: Sequence[AgentInfo]) -> None: ...
 
     def resynchronize(self) -> None:
