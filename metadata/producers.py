@@ -30,10 +30,12 @@ _FIRST_SHIFT = 32
 
 
 class ProducerRecord(msgspec.Struct, frozen=True, array_like=True):
-    """:class:`ProducerState` as the store keeps it: (first sequence, last sequence, base offset), oldest first."""
+    """:class:`ProducerState` as the store keeps it, one for every batch: lists that are there already, oldest first."""
 
     epoch: int
-    batches: tuple[tuple[int, int, int], ...]
+    keys: list[int | tuple[int, int, int]]
+    """First sequence << 32 | last sequence. A state saved before there were keys has (first, last, base offset)."""
+    base_offsets: list[int] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -83,11 +85,7 @@ class ProducerState:
 
     def encode(self) -> bytes:
         """The state as the MessagePack of a :class:`ProducerRecord`, for the store."""
-        batches = [
-            (key >> _FIRST_SHIFT, key & _SEQUENCE_MASK, base_offset)
-            for key, base_offset in zip(self.keys, self.base_offsets, strict=True)
-        ]
-        return _encode((self.epoch, batches))
+        return _encode((self.epoch, self.keys, self.base_offsets))
 
     @classmethod
     def decode(cls, partition: PartitionState, producer_id: int, record: bytes, updated_ms: int) -> ProducerState:
@@ -97,7 +95,12 @@ class ProducerState:
         """
         decoded = _decode(record)
         state = cls(partition, producer_id, decoded.epoch)
-        state.keys = [first << _FIRST_SHIFT | last for first, last, _ in decoded.batches]
-        state.base_offsets = [base_offset for _, _, base_offset in decoded.batches]
+        state.base_offsets = decoded.base_offsets
+        for key in decoded.keys:
+            if isinstance(key, int):
+                state.keys.append(key)
+            else:
+                state.keys.append(key[0] << _FIRST_SHIFT | key[1])
+                state.base_offsets.append(key[2])
         state.updated_ms = updated_ms
         return state

@@ -273,10 +273,11 @@ class State:
             )
             if extents:
                 changes.append(ExtentsAdded(tuple(extents)))
+        producers = self._producers
         for producer in touched:
             producer.updated_ms = now_ms
-            self._producers[producer] = None
-            self._producers.move_to_end(producer)
+            producers[producer] = None
+            producers.move_to_end(producer)
             partition = producer.partition
             changes.append(
                 ProducerSaved(partition.topic_id, partition.partition, producer.producer_id, producer.encode(), now_ms)

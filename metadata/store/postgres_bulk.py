@@ -87,14 +87,14 @@ _encode = msgspec.json.Encoder().encode
 class SegmentRow:
     """A segment that is being added, and how much of it is referenced."""
 
-    __slots__ = ("added", "contents", "live_bytes", "live_extents", "segment_id")
+    __slots__ = ("added", "contents", "live_bytes", "segment_id")
 
     def __init__(self, segment_id: int, added: SegmentAdded) -> None:
         self.segment_id = segment_id
         self.added = added
-        self.live_extents = 0
         self.live_bytes = 0
-        self.contents: list[str] = []
+        self.contents: list[tuple[int, int]] = []
+        """Partition key and base offset of each extent."""
 
     def row(self) -> Row:
         added = self.added
@@ -105,11 +105,11 @@ class SegmentRow:
             added.segment_key,
             added.byte_length,
             added.commit_ms,
-            self.live_extents,
+            len(self.contents),
             self.live_bytes,
-            0 if self.live_extents else added.commit_ms,
+            0 if self.contents else added.commit_ms,
             added.level,
-            ",".join(self.contents),
+            _encode(self.contents)[1:-1].decode(),
         )
 
 

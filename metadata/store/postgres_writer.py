@@ -55,6 +55,9 @@ class _Partition:
         self.max_timestamp_ms = max_timestamp_ms
 
 
+_NO_PARTITIONS: dict[int, _Partition] = {}
+
+
 class PostgresWriter:
     """Knows what is durable, as far as writes need it. After a failed write a new one is made from the store.
 
@@ -235,18 +238,19 @@ class PostgresWriter:
 
     def _add_extents(self, change: ExtentsAdded) -> None:
         """Checks that offsets stay dense: the last guard before they are durable."""
-        rows = self._bulk.extents
+        topics, segments, add = self._topics, self._segments, self._bulk.extents.append
         for extent in change.extents:
-            partition = self._partition(extent.topic_id, extent.partition)
-            segment = self._segments.get(extent.segment_key)
-            if segment is None or extent.base_offset != partition.high_watermark:
-                raise ValueError(f"extent does not follow offset {partition.high_watermark}: {extent}")
-            segment.live_extents += 1
-            segment.contents.append(f"[{partition.key},{extent.base_offset}]")
+            partition = topics.get(extent.topic_id, _NO_PARTITIONS).get(extent.partition)
+            segment = segments.get(extent.segment_key)
+            if partition is None or segment is None or extent.base_offset != partition.high_watermark:
+                raise ValueError(f"extent does not follow what is stored: {extent}")
+            segment.contents.append((partition.key, extent.base_offset))
             segment.live_bytes += extent.byte_length
             partition.high_watermark = extent.last_offset + 1
-            partition.max_timestamp_ms = max(partition.max_timestamp_ms, extent.max_timestamp_ms)
-            rows.append(
+            timestamp_ms = extent.max_timestamp_ms
+            if timestamp_ms > partition.max_timestamp_ms:
+                partition.max_timestamp_ms = timestamp_ms
+            add(
                 (
                     partition.key,
                     extent.base_offset,
@@ -254,7 +258,7 @@ class PostgresWriter:
                     segment.segment_id,
                     extent.byte_position,
                     extent.byte_length,
-                    extent.max_timestamp_ms,
+                    timestamp_ms,
                     partition.max_timestamp_ms,
                     extent.commit_ms,
                 )

@@ -35,10 +35,11 @@ from metadata.store.sqlite_compaction import swap_extents
 from metadata.store.sqlite_reader import PARTITIONS
 
 _encode = msgspec.msgpack.Encoder().encode
+_encode_json = msgspec.json.Encoder().encode
 
-ROWS_PER_STATEMENT = (90, 10, 1)
+ROWS_PER_STATEMENT = (300, 50, 10, 1)
 """Rows go into a table many to a statement: Python gives up the interpreter lock around each statement and has to win
-it back from a busy event loop, up to 5 ms each time. 90 rows of 11 columns stay below SQLite's oldest limit of 999."""
+it back from a busy event loop, up to 5 ms each time. 300 rows of 11 columns are far below SQLite's 32,766 values."""
 
 
 class _Partition:
@@ -55,14 +56,14 @@ class _Partition:
 class _Segment:
     """One that this transaction adds, and how much of it is referenced."""
 
-    __slots__ = ("added", "contents", "live_bytes", "live_extents", "segment_id")
+    __slots__ = ("added", "contents", "live_bytes", "segment_id")
 
     def __init__(self, segment_id: int, added: SegmentAdded) -> None:
         self.segment_id = segment_id
         self.added = added
-        self.live_extents = 0
         self.live_bytes = 0
-        self.contents: list[str] = []
+        self.contents: list[tuple[int, int]] = []
+        """Partition key and base offset of each extent."""
 
 
 class _Bulk:
@@ -85,6 +86,11 @@ class _Bulk:
                 connection.execute(statement, values[start : start + count])
                 start += count
         values.clear()
+
+
+def pairs_text(pairs: Sequence[tuple[int, int]]) -> str:
+    """The column ``segments.contents``."""
+    return _encode_json(pairs)[1:-1].decode()
 
 
 class SqliteWriter:
@@ -208,8 +214,7 @@ class SqliteWriter:
             if partition is None or segment is None or extent.base_offset != partition.high_watermark:
                 raise ValueError(f"extent does not follow what is stored: {extent}")
             partition.high_watermark = extent.last_offset + 1
-            segment.live_extents += 1
-            segment.contents.append(f"[{partition.key},{extent.base_offset}]")
+            segment.contents.append((partition.key, extent.base_offset))
             segment.live_bytes += extent.byte_length
             timestamp_ms = extent.max_timestamp_ms
             if timestamp_ms > partition.max_timestamp_ms:
@@ -244,11 +249,11 @@ class SqliteWriter:
                     added.segment_key,
                     added.byte_length,
                     added.commit_ms,
-                    segment.live_extents,
+                    len(segment.contents),
                     segment.live_bytes,
-                    0 if segment.live_extents else added.commit_ms,
+                    0 if segment.contents else added.commit_ms,
                     added.level,
-                    ",".join(segment.contents),
+                    pairs_text(segment.contents),
                 )
             )
         self._segments.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from metadata.model import Refusal
@@ -89,3 +90,13 @@ def test_a_state_survives_encoding() -> None:
     assert restored.offer(3, LAST - 1, 5, 0) == 2**40
     assert restored.offer(3, 7, 1, 0) is Refusal.OUT_OF_ORDER_SEQUENCE
     assert restored.offer(3, 6, 1, 2**40 + 8) is None
+
+
+def test_a_state_of_an_earlier_release_is_understood() -> None:
+    state = producer()
+    for first, count, offset in ((LAST - 1, 5, 2**40), (3, 1, 2**40 + 5)):
+        assert state.offer(3, first, count, offset) is None
+    saved = msgspec.msgpack.encode((3, [(LAST - 1, 2, 2**40), (3, 3, 2**40 + 5)]))
+    restored = ProducerState.decode(PARTITION, 7, saved, 42)
+    assert (restored.epoch, restored.keys, restored.base_offsets) == (3, state.keys, state.base_offsets)
+    assert restored.encode() == state.encode()
