@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 from aiohttp import web
@@ -35,6 +35,8 @@ class FaultyProxy:
     def __init__(self, target: str) -> None:
         self.target = target
         self.plan: Callable[[str], Fault] = lambda _method: Fault.NONE
+        self.answer_lost: Callable[[str], Awaitable[None]] | None = None
+        """Awaited when a call was executed and its answer will be lost, before its client finds out."""
         self.late_seconds = 0.1
         self.late_statuses: list[tuple[str, int, bytes]] = []
         """What the copies that nobody waited for were answered."""
@@ -104,6 +106,8 @@ class FaultyProxy:
                 return _abort(request)
         await self._unless_frozen()
         if fault is Fault.ANSWER_LOST:
+            if self.answer_lost is not None:
+                await self.answer_lost(method)
             return _abort(request)
         if fault is Fault.LATE_COPY:
             self._later(request, method, body)
