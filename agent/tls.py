@@ -3,7 +3,8 @@
 A socket is *silent* until its client has sent something, and costs next to nothing. Then its handshake waits for its
 turn: a handshake is a millisecond of arithmetic, and thousands of clients come at once when an agent restarts, so they
 get :data:`TURN_SECONDS` of each turn of the loop, and everybody else the rest. A handshake that has begun holds memory,
-so only so many are under way; when there is no room for another, one whose client has taken its time goes.
+so only so many are under way, of which one address may have four fifths; addresses take turns to begin. When there is
+no room for another of an address, one of its own whose client has taken its time goes.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from agent.certificates import Certificates
 from agent.connection import Connection
 from agent.tls_channel import HANDSHAKE_BYTES, TlsChannel
+from runtime.shares import FairShare, Turns
 
 if TYPE_CHECKING:
     from agent.server import KafkaServer
@@ -73,7 +75,6 @@ class TlsListener:
         settings = server.agent.settings
         self._server = server
         self._open_connections = open_connections
-        self._handshakes_max = settings.tls.handshakes_max
         self._handshake_seconds = settings.tls.handshake_ms / 1000
         self._admitted = frozenset(settings.routing.principals)
         self._metrics = server.metrics
@@ -83,10 +84,10 @@ class TlsListener:
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._held_bytes = 0
-        self._begun = 0
+        self._begun = FairShare(settings.tls.handshakes_max)
         # A pending channel is in one of these. Dicts are in the order in which clients were last waited for.
         self._silent: dict[TlsChannel, None] = {}
-        self._unbegun: deque[TlsChannel] = deque()
+        self._unbegun: Turns[TlsChannel] = Turns()
         self._ready: deque[TlsChannel] = deque()
         self._waiting: dict[TlsChannel, float] = {}
         """Has begun and waits for its client since then."""
@@ -128,7 +129,7 @@ class TlsListener:
             self._ready.append(channel)
         else:
             del self._silent[channel]
-            self._unbegun.append(channel)
+            self._unbegun.append(channel, channel.peer)
         self._take_turn_soon()
 
     def lost(self, channel: TlsChannel) -> None:
@@ -145,13 +146,11 @@ class TlsListener:
         for channel in [*self._silent, *self._waiting]:
             if now - channel.began_at > self._handshake_seconds:
                 self._fail(channel, TIMEOUT, f"not done within {self._handshake_seconds:g} s")
-        if self._unbegun and self._may_begin():
-            self._take_turn_soon()
-            return
-        while self._unbegun and now - self._unbegun[0].began_at > self._handshake_seconds:
-            channel = self._unbegun.popleft()
+        for channel in self._unbegun.pop_those(lambda each: now - each.began_at > self._handshake_seconds):
             if not channel.gone:
                 self._fail(channel, NO_ROOM, "tls.handshakes_max or half of memory.budget_bytes is taken")
+        if self._unbegun:
+            self._take_turn_soon()
 
     def close(self) -> None:
         """Close every socket whose handshake is not done."""
@@ -169,11 +168,8 @@ class TlsListener:
         self._turn_is_due = False
         until = self.now() + TURN_SECONDS
         while self._ready or self._unbegun:
-            if self._ready:
-                channel = self._ready.popleft()
-            elif self._may_begin():
-                channel = self._unbegun.popleft()
-            else:
+            channel = self._ready.popleft() if self._ready else self._unbegun.pop(self._may_begin)
+            if channel is None:
                 return  # until one ends, or the next sweep
             if not channel.gone:
                 self._advance(channel)
@@ -181,15 +177,20 @@ class TlsListener:
                 self._take_turn_soon()
                 return
 
-    def _may_begin(self) -> bool:
-        """Whether there is room for one more handshake; makes room if a client has taken its time."""
-        if self._begun < self._handshakes_max and self._fits(HANDSHAKE_BYTES):
-            return True
-        longest = next(iter(self._waiting), None)
-        if longest is not None and self.now() - self._waiting[longest] >= STALLED_SECONDS:
-            self._fail(longest, NO_ROOM, "others wait for this one's place, and its client for nothing")
-            return self._may_begin()
-        return False
+    def _may_begin(self, peer: str) -> bool:
+        """Whether there is room for one more handshake of ``peer``; makes room if a client has taken its time."""
+        if not self._fits(HANDSHAKE_BYTES):
+            return self._make_room(self._waiting) and self._may_begin(peer)
+        if not self._begun.has_room(peer):
+            return self._make_room(each for each in self._waiting if each.peer == peer) and self._may_begin(peer)
+        return True
+
+    def _make_room(self, waiting: Iterable[TlsChannel]) -> bool:
+        longest = next(iter(waiting), None)
+        if longest is None or self.now() - self._waiting[longest] < STALLED_SECONDS:
+            return False
+        self._fail(longest, NO_ROOM, "others wait for this one's place, and its client for nothing")
+        return True
 
     def _fits(self, count: int) -> bool:
         return self._held_bytes + count <= self.budget.limit_bytes * TLS_SHARE
@@ -199,7 +200,8 @@ class TlsListener:
     def _advance(self, channel: TlsChannel) -> None:
         if not channel.begun:
             channel.begin()
-            self._begun += 1
+            taken = self._begun.take(channel.peer)
+            assert taken, "it was asked whether it may"
         try:
             done = channel.advance()
         except ssl.SSLError as error:
@@ -222,7 +224,7 @@ class TlsListener:
         self._waiting.pop(channel, None)
         self._metrics.tls_handshakes_pending -= 1
         if channel.begun:
-            self._begun -= 1
+            self._begun.give(channel.peer)
             if self._unbegun:
                 self._take_turn_soon()
 

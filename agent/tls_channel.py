@@ -27,6 +27,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from agent.certificates import certificate_names
+from runtime.shares import peer_of
 
 if TYPE_CHECKING:
     from agent.connection import Connection
@@ -72,6 +73,7 @@ class TlsChannel(asyncio.BufferedProtocol, asyncio.Transport):
         "began_at",
         "begun",
         "failure",
+        "peer",
     )
 
     def __init__(self, listener: TlsListener) -> None:
@@ -96,6 +98,8 @@ class TlsChannel(asyncio.BufferedProtocol, asyncio.Transport):
         """Monotonic seconds: when the socket was accepted, then when the handshake began."""
         self.begun = False
         """Whether OpenSSL's side of it has been made."""
+        self.peer = ""
+        """Whom this client counts as."""
         self.failure: str | None = None
         """The listener's word for why the handshake failed, once it has."""
 
@@ -162,6 +166,8 @@ class TlsChannel(asyncio.BufferedProtocol, asyncio.Transport):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = cast(asyncio.Transport, transport)
         self._raw.set_write_buffer_limits(high=CIPHERTEXT_BYTES_MAX)
+        address = transport.get_extra_info("peername")
+        self.peer = peer_of(address[0] if address else None)
         self._listener.accepted(self)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -2,6 +2,7 @@
 
 ===================  ============================================================================================
 :class:`FairShare`   for what passes (calls, bodies): something is always left for whoever comes next
+:class:`Turns`       for what waits: the peers' turns come round, however much each has brought
 :class:`Places`      for what stays (watches, connections): all may be taken; the peer that holds most gives one up
 ===================  ============================================================================================
 
@@ -11,8 +12,9 @@ A peer is an address (:func:`peer_of`). Behind a proxy everybody is one peer, wh
 from __future__ import annotations
 
 import ipaddress
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
+from itertools import chain
 from typing import Final, Generic, TypeVar
 
 SHARE_FACTOR: Final = 4
@@ -46,12 +48,13 @@ class FairShare:
         self.held = 0
         self._by_peer: Counter[str] = Counter()
 
+    def has_room(self, peer: str, count: int = 1) -> bool:
+        """Whether ``peer`` may hold ``count`` more."""
+        return self._by_peer.get(peer, 0) + count <= SHARE_FACTOR * (self.limit - self.held - count)
+
     def take(self, peer: str, count: int = 1) -> bool:
         """Hold ``count`` more for ``peer``; False, and nothing is held, when it has its share."""
-        free = self.limit - self.held - count
-        if self._by_peer[peer] + count > SHARE_FACTOR * free:
-            if not self._by_peer[peer]:
-                del self._by_peer[peer]
+        if not self.has_room(peer, count):
             return False
         self.held += count
         self._by_peer[peer] += count
@@ -66,6 +69,46 @@ class FairShare:
             self._by_peer[peer] = left
         else:
             del self._by_peer[peer]
+
+
+class Turns(Generic[K]):
+    """A queue in which peers take turns: whoever has brought many waits behind whoever has brought one."""
+
+    def __init__(self) -> None:
+        self._peers: OrderedDict[str, deque[K]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._peers)
+
+    def __iter__(self) -> Iterator[K]:
+        return chain.from_iterable(self._peers.values())
+
+    def append(self, key: K, peer: str) -> None:
+        """At the end of what ``peer`` has brought."""
+        self._peers.setdefault(peer, deque()).append(key)
+
+    def pop(self, may: Callable[[str], bool]) -> K | None:
+        """The first of the peer whose turn it is, among those who ``may``; None when nobody may."""
+        peer = next((peer for peer in self._peers if may(peer)), None)
+        if peer is None:
+            return None
+        waiting = self._peers[peer]
+        key = waiting.popleft()
+        if waiting:
+            self._peers.move_to_end(peer)
+        else:
+            del self._peers[peer]
+        return key
+
+    def pop_those(self, are: Callable[[K], bool]) -> list[K]:
+        """Of each peer those at the front that ``are``."""
+        popped: list[K] = []
+        for peer, waiting in list(self._peers.items()):
+            while waiting and are(waiting[0]):
+                popped.append(waiting.popleft())
+            if not waiting:
+                del self._peers[peer]
+        return popped
 
 
 class Places(Generic[K]):

@@ -225,8 +225,34 @@ async def test_at_the_limit_of_connections_the_silent_make_room(tmp_path: Path) 
             client[1].close()
 
 
+async def test_slow_handshakes_of_one_address_do_not_keep_others_waiting(tmp_path: Path) -> None:
+    """A hundred of them wait for their turn, and what is under way never rests for long enough to be ended."""
+    async with TlsServer(tmp_path, handshakes_max=10) as server:
+        slow = []
+        for _ in range(100):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            client = MemoryClient(server.authority.client_context())
+            with pytest.raises(ssl.SSLWantReadError):
+                client.tls.do_handshake()
+            await client.send(writer)
+            slow.append(writer)
+        tls = server.server._tls
+        assert tls is not None
+        await until(lambda: tls._begun.held == 8)
+        began = time.monotonic()
+        for number in range(2, 5):
+            streams = await asyncio.open_connection(
+                "127.0.0.1", server.port, ssl=server.authority.client_context(), local_addr=(f"127.0.0.{number}", 0)
+            )
+            await server.ping(streams)
+            streams[1].close()
+        assert time.monotonic() - began < 1.5, "before any of the slow ones is ended"
+        for writer in slow:
+            writer.transport.abort()
+
+
 async def test_handshakes_that_stall_make_room_for_others(tmp_path: Path) -> None:
-    async with TlsServer(tmp_path, handshakes_max=3) as server:
+    async with TlsServer(tmp_path, handshakes_max=4) as server:
         stalled = [await _half(server) for _ in range(3)]
         assert server.budget.by_purpose["tls"] >= 3 * HANDSHAKE_BYTES
         began = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.shares import FairShare, Places, peer_of
+from runtime.shares import FairShare, Places, Turns, peer_of
 
 
 def fill(share: FairShare, peer: str) -> int:
@@ -67,3 +67,22 @@ def test_the_largest_peer_gives_up_what_it_used_longest_ago() -> None:
 )
 def test_a_network_of_ipv6_is_one_peer(address: str | None, peer: str) -> None:
     assert peer_of(address) == peer
+
+
+def test_peers_take_turns_however_much_each_has_brought() -> None:
+    turns: Turns[str] = Turns()
+    assert not turns and turns.pop(lambda _: True) is None
+    for key in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        turns.append(key, key[0])
+    assert turns and sorted(turns) == ["a1", "a2", "a3", "b1", "c1", "c2"]
+    assert [turns.pop(lambda _: True) for _ in range(4)] == ["a1", "b1", "c1", "a2"]
+    assert turns.pop(lambda peer: peer == "b") is None
+    assert turns.pop(lambda peer: peer == "a") == "a3"
+    assert turns.pop_those(lambda key: key == "c2") == ["c2"]
+    assert not turns
+
+
+def test_asking_for_room_takes_none() -> None:
+    share = FairShare(5)
+    assert share.has_room("a") and not share.has_room("a", 5)
+    assert share.held == 0 and not share._by_peer
