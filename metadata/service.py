@@ -171,6 +171,11 @@ class MetadataService:
         await self._pipeline.stop()
         await self._store.close()
 
+    @property
+    def cluster_id(self) -> str:
+        """Whose state this is; empty before the start."""
+        return self._state.cluster_id
+
     def problem(self) -> str | None:
         """Why nothing can be committed now, None when all is well."""
         return self._pipeline.problem()

@@ -16,8 +16,8 @@ from runtime.http_guard import Doorkeeper, server_logger
 
 SHUTDOWN_SECONDS: Final = 2.0
 """At the end, requests under way may take so long."""
-IDLE_SECONDS: Final = 30.0
-"""A connection whose next request does not come, or not to its end, is closed. Clients of ours reuse one for 15 s."""
+IDLE_SECONDS: Final = 40.0
+"""A connection whose next request does not come, or not to its end, is closed. Our own clients do it after 30 s."""
 CONNECTIONS_MAX: Final = 1_000
 """Peers, scrapers, people."""
 BACKLOG: Final = 1_024

@@ -124,16 +124,20 @@ async def _live(
 ) -> int:
     """From the start to the end; the exit code."""
     try:
-        problem = await _start(process, settings)
+        has_started, problem = await _start_or_stop(process, settings, signals)
         if problem is not None:
             code, message = problem
             print(f"tidelog: {message}", file=sys.stderr)
             return code
-        ready()
-        await signals.stopping.wait()
+        if has_started:
+            ready()
+            await signals.stopping.wait()
+        else:
+            _log.warning("stopped_while_starting")
         if failures:
             _log.error("stopping_after_failure", failures=failures)
-        await process.drain()
+        if has_started:
+            await process.drain()
     except asyncio.CancelledError:
         _log.warning("stopped_without_draining")
         return INTERRUPTED
@@ -141,6 +145,22 @@ async def _live(
         signals.ignore()
         await process.stop()
     return FAILED if failures else STOPPED
+
+
+async def _start_or_stop(
+    process: Process, settings: Settings, signals: StopSignals
+) -> tuple[bool, tuple[int, str] | None]:
+    """Whether it serves, and why not; neither when it was to stop meanwhile: a start may wait for others for ever."""
+    async with asyncio.TaskGroup() as group:
+        starting = group.create_task(_start(process, settings), name="start")
+        stopping = group.create_task(signals.stopping.wait(), name="stop-signal")
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        starting.cancel()
+        stopping.cancel()
+    if starting.cancelled():
+        return False, None
+    problem = starting.result()
+    return problem is None, problem
 
 
 async def _start(process: Process, settings: Settings) -> tuple[int, str] | None:

@@ -292,7 +292,10 @@ class RemoteMetadata:
     # --- agents and producers ---------------------------------------------------------------------------
 
     async def register_agent(self, registration: AgentRegistration) -> AgentRegistered:
-        return await self._call(methods.REGISTER_AGENT, registration)
+        """From now on only metadata processes of the same cluster are believed."""
+        registered = await self._call(methods.REGISTER_AGENT, registration)
+        self._finder.cluster_id = registered.cluster_id
+        return registered
 
     async def heartbeat_agent(self, heartbeat: AgentHeartbeat) -> None:
         await self._call(methods.HEARTBEAT_AGENT, heartbeat)

@@ -1,7 +1,8 @@
 """Finds the active one among the metadata processes, and remembers it.
 
 All addresses are asked at once, each at its own pace, so that one that has frozen holds up nothing; the first to say
-that it leads, under a generation not below the highest seen, is taken. Nobody is asked while all goes well.
+that it leads, under a generation not below the highest seen, is taken. Nobody is asked while all goes well. A leader of
+another cluster is none: agent epochs, topic ids and offsets mean something else there.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CONNECT_SECONDS = 1.0
 CALL_CONNECTIONS_MAX = 64
 """Connections of ordinary calls to one process; a call over it waits for one. Parked calls have their own."""
 KEEPALIVE_SECONDS = 30.0
-"""An idle connection is closed after this, before the server does it after 75."""
+"""An idle connection is closed after this, before the server does it (:data:`runtime.http.IDLE_SECONDS`)."""
 LOG_SECONDS = 30.0
 
 _presence_decoder = msgspec.json.Decoder(Presence)
@@ -100,6 +101,8 @@ class LeaderFinder:
         """Why the latest attempt failed, for people."""
         self.generation = -1
         """The highest seen; answers of a lower one come from a leader that was replaced."""
+        self.cluster_id: str | None = None
+        """The cluster that is meant; None as long as any will do."""
 
     async def leader(self, deadline: float) -> Server:
         """The active one, once there is one. ``deadline`` is on ``clock.monotonic``.
@@ -206,4 +209,14 @@ class LeaderFinder:
             return None
         if not presence.leader:
             self.problem = f"{server.url} does not lead"
+        elif self.cluster_id is not None and presence.cluster_id not in ("", self.cluster_id):
+            self.problem = f"{server.url} leads the cluster {presence.cluster_id}, and not {self.cluster_id}"
+            self.log_now_and_then(
+                "metadata_of_another_cluster",
+                url=server.url,
+                cluster_id=presence.cluster_id,
+                expected=self.cluster_id,
+                hint="give the agent the metadata processes of its own cluster, or start it anew",
+            )
+            return None
         return presence

@@ -147,8 +147,9 @@ class RpcServer:
         refusal = self.refuse_unauthorized(request)
         if refusal is not None:
             return refusal
-        leader = self.term is not None
-        return web.json_response(msgspec.to_builtins(Presence(leader, self._generation)), status=200 if leader else 503)
+        term = self.term
+        presence = Presence(term is not None, self._generation, "" if term is None else term.service.cluster_id)
+        return web.json_response(msgspec.to_builtins(presence), status=200 if presence.leader else 503)
 
     async def _call(self, request: web.Request) -> web.Response:
         name = request.match_info["method"]

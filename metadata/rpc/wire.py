@@ -99,6 +99,8 @@ class Presence(msgspec.Struct, frozen=True):
 
     leader: bool
     generation: int
+    cluster_id: str = ""
+    """Of the leader; a standby has not looked."""
 
 
 # --- watches ------------------------------------------------------------------------------------------------

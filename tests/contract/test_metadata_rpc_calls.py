@@ -18,6 +18,7 @@ from metadata.group_model import JoinGroup, OffsetCommit, OffsetRecord, SyncGrou
 from metadata.model import ExtentsQuery, MetadataUnavailable, Refused, Topic
 from metadata.rpc import answers, server
 from metadata.rpc.client import RemoteMetadata
+from metadata.rpc.leader import Server
 from metadata.rpc.methods import METHODS
 from metadata.rpc.wire import Answer, Head, Outcome
 from metadata.service import MetadataService
@@ -313,6 +314,33 @@ async def test_closing_fails_what_waits(world: World) -> None:
 
 
 # --- the secret, bounds, and rubbish ------------------------------------------------------------------------------
+
+
+async def test_a_leader_of_another_cluster_is_none(world: World) -> None:
+    """Its epochs, topics and offsets mean something else: the same calls would hit somebody else's there."""
+    epoch = world.epoch
+    other = RpcNode()
+    await other.start()
+    async with running_service(MemoryMetadataStore(), entropy_seed=99) as service:
+        assert service.cluster_id and service.cluster_id != world.service.cluster_id
+        for number in range(epoch):
+            await service.register_agent(registration(f"stranger-{number}"))
+        await other.lead(service, world.generation + 5)
+        world.client._finder._servers = (world.client._servers[0], Server(other.url, None))
+        await world.nodes[0].stand_by()
+        world.client._patience_seconds = 0.5
+        with capture_logs() as logs, pytest.raises(MetadataUnavailable):
+            while True:  # the first may find the old leader's last answer
+                await world.commit(1)
+        assert "metadata_of_another_cluster" in {line["event"] for line in logs}
+        assert other.registry.get_sample_value(
+            "tidelog_metadata_rpc_calls_total", {"method": "commit_segments", "outcome": "value"}
+        ) in (None, 0.0)
+        world.client._patience_seconds = 15.0
+        await world.lead(0)
+        assert await world.commit(2) == 0, "the generation heard of elsewhere does not count"
+        await world.client._finder._servers[1].disconnect()
+        await other.stop()
 
 
 async def test_a_wrong_secret_is_refused_and_said_on_both_sides() -> None:

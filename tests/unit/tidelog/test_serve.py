@@ -137,6 +137,45 @@ async def test_one_signal_drains_and_none_disturbs_the_end(failures: list[str], 
     os.kill(os.getpid(), signal.SIGTERM)  # the interpreter's last moments
 
 
+class Waiting(Draining):
+    """Its start waits for somebody who does not come, and takes some turns to be given up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_starting = asyncio.Event()
+        self.given_up_turns = 0
+
+    async def start(self) -> None:
+        self.is_starting.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(20):
+                await asyncio.sleep(0)
+                self.given_up_turns += 1
+
+
+@pytest.mark.usefixtures("_handlers")
+@pytest.mark.parametrize(
+    ("signals_sent", "failures", "code"), [(1, [], STOPPED), (1, ["a task"], FAILED), (2, [], INTERRUPTED)]
+)
+async def test_a_start_that_waits_ends_with_the_first_signal(signals_sent: int, failures: list[str], code: int) -> None:
+    process = Waiting()
+
+    async def serve() -> int:
+        signals = StopSignals()
+        signals.install()
+        return await _live(process, SETTINGS, signals, failures, lambda: pytest.fail("it never served"))
+
+    serving = asyncio.create_task(serve())
+    await asyncio.wait_for(process.is_starting.wait(), 5)
+    for _ in range(signals_sent):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(serving, 5) == code
+    assert (process.given_up_turns, process.stop_turns) == (20, 20), "in this order, and both to their end"
+    assert not process.is_draining.is_set()
+
+
 @pytest.mark.usefixtures("_handlers")
 async def test_a_second_signal_ends_the_drain_and_more_change_nothing() -> None:
     process = Draining()
