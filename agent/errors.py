@@ -60,6 +60,7 @@ REFUSALS: dict[Refusal, tuple[ErrorCode, ErrorClass]] = {
     Refusal.GROUP_MAX_SIZE_REACHED: (ErrorCode.group_max_size_reached, _FATAL),
     Refusal.GROUP_ID_NOT_FOUND: (ErrorCode.group_id_not_found, _FATAL),
     Refusal.NON_EMPTY_GROUP: (ErrorCode.non_empty_group, _FATAL),
+    Refusal.GROUP_SUBSCRIBED_TO_TOPIC: (ErrorCode.group_subscribed_to_topic, _FATAL),
     Refusal.OFFSET_METADATA_TOO_LARGE: (ErrorCode.offset_metadata_too_large, _FATAL),
 }
 """Group refusals such as REBALANCE_IN_PROGRESS are fatal to *this request*: the client must rejoin first."""

@@ -19,6 +19,7 @@ from metadata.model import (
     ExtentsQuery,
     LogStart,
     PartitionOffsets,
+    ProducerDescription,
     ProducerIdGranted,
     RecordsDeleted,
     RecordsDeletion,
@@ -127,10 +128,30 @@ class MetadataClient(GroupClient, Protocol):
         """Kafka's DeleteRecords, one answer for each. All that are not refused are done when this returns; their
         bytes go later. Safe to repeat."""
 
+    async def partition_bytes(self, partitions: Sequence[tuple[TopicId, int]]) -> list[int | None]:
+        """Bytes of the extents that can be read, None for a partition that does not exist.
+
+        Read from the index row by row, beside the commits: for people and their tools.
+        """
+
+    async def describe_producers(
+        self, partitions: Sequence[tuple[TopicId, int]]
+    ) -> list[list[ProducerDescription] | None]:
+        """The idempotent producers that each partition remembers, None for a partition that does not exist.
+
+        Of one partition at most :data:`metadata.model.PRODUCERS_DESCRIBED_MAX`, those that it met last.
+        """
+
     async def create_topic(
         self, name: str, partition_count: int, configs: dict[str, str], validate_only: bool = False
     ) -> Topic:
         """:raises metadata.model.Refused: TOPIC_ALREADY_EXISTS, INVALID_TOPIC, INVALID_PARTITIONS, INVALID_CONFIG."""
+
+    async def create_partitions(self, topic_id: TopicId, partition_count: int, validate_only: bool = False) -> Topic:
+        """A topic grows to ``partition_count`` partitions; those that it has stay as they are.
+
+        :raises metadata.model.Refused: UNKNOWN_TOPIC_ID, INVALID_PARTITIONS.
+        """
 
     async def delete_topic(self, topic_id: TopicId) -> None:
         """Its extents become unreadable at once; committed group offsets for it are dropped.
@@ -138,8 +159,10 @@ class MetadataClient(GroupClient, Protocol):
         :raises metadata.model.Refused: UNKNOWN_TOPIC_ID.
         """
 
-    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
-        """Set the configs given; None goes back to the default.
+    async def alter_topic_configs(
+        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False
+    ) -> Topic:
+        """Set the configs given; None goes back to the default, and with ``replace`` so does whatever is not given.
 
         :raises metadata.model.Refused: UNKNOWN_TOPIC_ID, INVALID_CONFIG (nothing was changed).
         """

@@ -33,6 +33,7 @@ from metadata.group_model import (
     LeavingMember,
     OffsetCommit,
     OffsetCommitAnswer,
+    OffsetDeleteAnswer,
     OffsetRecord,
     SyncGroup,
     SyncGroupAnswer,
@@ -40,6 +41,7 @@ from metadata.group_model import (
 from metadata.group_offsets import CommittedOffsets
 from metadata.group_roster import protocols_bytes
 from metadata.group_states import Effects, GroupLimits, GroupState
+from metadata.group_subscriptions import refuse_offset_deletion, subscribed_topics
 from metadata.groups import Group
 from metadata.model import Refusal, Topic, TopicId
 from metadata.parked_calls import ParkedCalls
@@ -279,6 +281,34 @@ class GroupCoordinator:
             transaction.change(OffsetsSaved(commit.group_id, accepted))
             self._arm(entry)
         return OffsetCommitAnswer(None, refusals)
+
+    def decide_delete_offsets(
+        self, group_id: str, partitions: Sequence[tuple[TopicId, int]], transaction: Transaction
+    ) -> OffsetDeleteAnswer:
+        """Delete offsets that no member needs, in the ``decide`` of a command."""
+        entry = self._entries.get(group_id)
+        refusal = Refusal.GROUP_ID_NOT_FOUND if entry is None else refuse_offset_deletion(entry.group)
+        if entry is None or refusal is not None:
+            return OffsetDeleteAnswer(refusal)
+        subscribed = subscribed_topics(entry.group)
+        refusals = tuple(self._refuse_deletion(*key, subscribed) for key in partitions)
+        free = dict.fromkeys(key for key, refused in zip(partitions, refusals, strict=True) if refused is None)
+        deleted = tuple((record.topic_id, record.partition) for record in entry.offsets.find(list(free)))
+        if deleted:
+            entry.offsets.drop(deleted)
+            entry.check_ms = None
+            self._count_bytes(entry)
+            transaction.change(OffsetsDropped(group_id, deleted))
+            self._arm(entry)
+        return OffsetDeleteAnswer(None, refusals)
+
+    def _refuse_deletion(self, topic_id: TopicId, partition: int, subscribed: frozenset[str] | None) -> Refusal | None:
+        topic = self._topics(topic_id)
+        if topic is None or not 0 <= partition < topic.partition_count:
+            return Refusal.UNKNOWN_TOPIC_OR_PARTITION
+        if subscribed is None or topic.name in subscribed:
+            return Refusal.GROUP_SUBSCRIBED_TO_TOPIC
+        return None
 
     def _refuse_offset(self, offset: OffsetRecord) -> Refusal | None:
         topic = self._topics(offset.topic_id)

@@ -122,6 +122,13 @@ class OffsetCommitAnswer(msgspec.Struct, frozen=True):
     offsets: tuple[Refusal | None, ...] = ()
 
 
+class OffsetDeleteAnswer(msgspec.Struct, frozen=True):
+    """``refusal`` is for the whole request; otherwise one entry per partition, in order."""
+
+    refusal: Refusal | None
+    partitions: tuple[Refusal | None, ...] = ()
+
+
 class DescribedMember(msgspec.Struct, frozen=True):
     member_id: str
     group_instance_id: str | None
@@ -181,7 +188,14 @@ class GroupClient(Protocol):
     async def list_groups(self) -> list[GroupDescription]:
         """Without members."""
 
-    async def delete_group(self, group_id: str) -> Refusal | None: ...
+    async def delete_group(self, group_id: str) -> Refusal | None:
+        """The group and its offsets: GROUP_ID_NOT_FOUND, or NON_EMPTY_GROUP while it has members."""
+
+    async def delete_offsets(self, group_id: str, partitions: Sequence[tuple[TopicId, int]]) -> OffsetDeleteAnswer:
+        """Offsets of topics that no member subscribes to (GROUP_SUBSCRIBED_TO_TOPIC). One that was never committed is
+        deleted as well. For the whole request: GROUP_ID_NOT_FOUND, or NON_EMPTY_GROUP while it has members that are no
+        consumers.
+        """
 
     async def group_lags(self) -> list[GroupLag]:
         """For metrics and the console; only groups with committed offsets."""

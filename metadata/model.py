@@ -13,6 +13,7 @@ import msgspec
 
 TopicId = bytes
 NO_PRODUCER_ID = -1
+PRODUCERS_DESCRIBED_MAX = 10_000
 EXTENTS_FOUND_MAX = 4_096
 """Extents in one answer to a query; whoever wants more asks again from the next offset."""
 
@@ -50,6 +51,7 @@ class Refusal(enum.StrEnum):
     GROUP_MAX_SIZE_REACHED = "group_max_size_reached"
     GROUP_ID_NOT_FOUND = "group_id_not_found"
     NON_EMPTY_GROUP = "non_empty_group"
+    GROUP_SUBSCRIBED_TO_TOPIC = "group_subscribed_to_topic"
     OFFSET_METADATA_TOO_LARGE = "offset_metadata_too_large"
 
 
@@ -225,3 +227,12 @@ class RecordsDeleted(msgspec.Struct, frozen=True, array_like=True):
 class ProducerIdGranted(msgspec.Struct, frozen=True):
     producer_id: int
     producer_epoch: int
+
+
+class ProducerDescription(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a partition remembers of an idempotent producer. ``updated_ms``: when its last batch was committed."""
+
+    producer_id: int
+    producer_epoch: int
+    last_sequence: int
+    updated_ms: int

@@ -59,8 +59,15 @@ class TopicState:
 
     def __init__(self, topic: Topic, producer_id_floor: int = 0) -> None:
         self.topic = topic
-        self.partitions = [
-            PartitionState(topic.topic_id, index, producer_id_floor) for index in range(topic.partition_count)
+        self.partitions: list[PartitionState] = []
+        self.grow(topic, producer_id_floor)
+
+    def grow(self, topic: Topic, producer_id_floor: int) -> None:
+        """It is ``topic`` now, which has more partitions."""
+        self.topic = topic
+        self.partitions += [
+            PartitionState(topic.topic_id, index, producer_id_floor)
+            for index in range(len(self.partitions), topic.partition_count)
         ]
 
 

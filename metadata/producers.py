@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from metadata.model import Refusal
+from metadata.model import ProducerDescription, Refusal
 
 if TYPE_CHECKING:
     from metadata.partitions import PartitionState
@@ -82,6 +82,10 @@ class ProducerState:
         keys.append(key)
         self.base_offsets.append(base_offset)
         return None
+
+    def describe(self) -> ProducerDescription:
+        last_sequence = self.keys[-1] & _SEQUENCE_MASK if self.keys else -1
+        return ProducerDescription(self.producer_id, self.epoch, last_sequence, self.updated_ms)
 
     def encode(self) -> bytes:
         """The state as the MessagePack of a :class:`ProducerRecord`, for the store."""

@@ -37,6 +37,7 @@ from metadata.group_model import (
     LeavingMember,
     OffsetCommit,
     OffsetCommitAnswer,
+    OffsetDeleteAnswer,
     OffsetRecord,
     SyncGroup,
     SyncGroupAnswer,
@@ -54,6 +55,7 @@ from metadata.model import (
     LogStart,
     MetadataUnavailable,
     PartitionOffsets,
+    ProducerDescription,
     ProducerIdGranted,
     RecordsDeleted,
     RecordsDeletion,
@@ -83,6 +85,8 @@ T = TypeVar("T")
 
 EXPIRY_SECONDS = 60.0
 """Pause between two looks for idle producers, agents that are gone, and old answers."""
+EXTENTS_SUMMED_MAX = 10_000
+"""Rows of the index read at once to tell how large a partition is."""
 PRODUCERS_PER_COMMAND = 1_000
 """Producer states forgotten in one command: bounds how long the loop and the write are busy."""
 _NOTHING = StoreSnapshot("", (), (), (), (), (), {}, (), {})
@@ -364,6 +368,30 @@ class MetadataService:
             )
         return answers
 
+    async def partition_bytes(self, partitions: Sequence[tuple[TopicId, int]]) -> list[int | None]:
+        self._pipeline.check_running()
+        return [await self._partition_bytes(topic_id, number) for topic_id, number in partitions]
+
+    async def _partition_bytes(self, topic_id: TopicId, number: int) -> int | None:
+        partition = self._visible.partition(topic_id, number)
+        if partition is None:
+            return None
+        byte_count, offset, end = 0, partition.log_start_offset, partition.high_watermark
+        while offset < end:
+            try:
+                part, offset = await self._store.sum_extents(topic_id, number, offset, end, EXTENTS_SUMMED_MAX)
+            except StoreUnavailable as error:
+                raise MetadataUnavailable(str(error)) from error
+            byte_count += part
+        return byte_count
+
+    async def describe_producers(
+        self, partitions: Sequence[tuple[TopicId, int]]
+    ) -> list[list[ProducerDescription] | None]:
+        return await self._pipeline.run(
+            lambda _: [self._state.describe_producers(topic_id, number) for topic_id, number in partitions]
+        )
+
     def _unknown(self, topic_id: TopicId) -> Refusal:
         known = topic_id in self._visible.topics
         return Refusal.UNKNOWN_TOPIC_OR_PARTITION if known else Refusal.UNKNOWN_TOPIC_ID
@@ -430,9 +458,29 @@ class MetadataService:
 
         return await self._run_once(call_id, Topic, decide)
 
-    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None], call_id: str = "") -> Topic:
+    async def create_partitions(
+        self, topic_id: TopicId, partition_count: int, validate_only: bool = False, call_id: str = ""
+    ) -> Topic:
+        def decide(transaction: Transaction) -> Topic:
+            topic = self._state.topics.create_partitions(
+                topic_id,
+                partition_count,
+                self._topic_settings.partitions_max,
+                None if validate_only else transaction.changes,
+            )
+            if not validate_only:
+                transaction.after_durable(partial(self._topic_saved, topic))
+            return topic
+
+        return await self._run_once(call_id, Topic, decide)
+
+    async def alter_topic_configs(
+        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False, call_id: str = ""
+    ) -> Topic:
         def decide(transaction: Transaction) -> Topic:
             configs = self._state.topics.configs(topic_id)
+            if replace:
+                configs.clear()
             for name, value in changes.items():
                 if value is None:
                     configs.pop(name, None)
@@ -538,6 +586,12 @@ class MetadataService:
 
     async def delete_group(self, group_id: str, call_id: str = "") -> Refusal | None:
         return await self._run_once(call_id, Refusal | None, partial(self._groups.decide_delete, group_id))
+
+    async def delete_offsets(
+        self, group_id: str, partitions: Sequence[tuple[TopicId, int]], call_id: str = ""
+    ) -> OffsetDeleteAnswer:
+        decide = partial(self._groups.decide_delete_offsets, group_id, partitions)
+        return await self._run_once(call_id, OffsetDeleteAnswer, decide)
 
     async def group_lags(self) -> list[GroupLag]:
         return await self._groups.group_lags()

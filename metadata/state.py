@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 
@@ -19,7 +20,9 @@ from metadata.compaction import ExtentSwap, initial_level
 from metadata.counters import Counters
 from metadata.job_model import SweptObject
 from metadata.model import (
+    PRODUCERS_DESCRIBED_MAX,
     Fenced,
+    ProducerDescription,
     ProducerIdGranted,
     Refusal,
     Refused,
@@ -210,6 +213,16 @@ class State:
             return False  # of another life of the cluster
         agent = self._epochs.get(found.agent_epoch)
         return agent is None or found.sequence <= agent.last_sequence
+
+    def describe_producers(self, topic_id: TopicId, partition: int) -> list[ProducerDescription] | None:
+        """Those that the partition met last, in that order; None: there is no such partition."""
+        topic = self.topics.by_id.get(topic_id)
+        if topic is None or not 0 <= partition < len(topic.partitions):
+            return None
+        met = reversed(topic.partitions[partition].producers.values())
+        described = [producer.describe() for producer in islice(met, PRODUCERS_DESCRIBED_MAX)]
+        described.reverse()
+        return described
 
     @property
     def producer_ids_granted(self) -> int:

@@ -65,23 +65,59 @@ class Topics:
         other = self._by_metric_name.get(name.replace(".", "_"))
         if other is not None:
             raise Refused(Refusal.INVALID_TOPIC, f"Topic '{name}' collides with existing topic '{other}'.")
+        self._check_partition_count(partition_count, partition_count, partitions_max)
+        topic = Topic(topic_id, name, partition_count, dict(configs), now_ms)
+        if changes is not None:
+            floor = self._producer_id_floor(name)
+            self._index(TopicState(topic, floor))
+            changes.append(TopicSaved(topic, floor))
+        return topic
+
+    def create_partitions(
+        self, topic_id: TopicId, partition_count: int, partitions_max: int, changes: list[Change] | None
+    ) -> Topic:
+        """The topic with ``partition_count`` partitions, the first of which stay as they are.
+
+        With ``changes`` None it is only checked. The words are those of Kafka's ReplicationControlManager.
+        :raises Refused: UNKNOWN_TOPIC_ID, INVALID_PARTITIONS.
+        """
+        state = self._existing(topic_id)
+        existing = state.topic.partition_count
+        if partition_count == existing:
+            raise Refused(Refusal.INVALID_PARTITIONS, f"Topic already has {existing} partition(s).")
+        if partition_count < existing:
+            raise Refused(
+                Refusal.INVALID_PARTITIONS,
+                f"The topic {state.topic.name} currently has {existing} partition(s); {partition_count} would not be an"
+                " increase.",
+            )
+        self._check_partition_count(partition_count, partition_count - existing, partitions_max)
+        topic = msgspec.structs.replace(state.topic, partition_count=partition_count)
+        if changes is not None:
+            floor = self._producer_id_floor(topic.name)
+            state.grow(topic, floor)
+            self._by_name[topic.name] = topic
+            self.partition_count += partition_count - existing
+            changes.append(TopicSaved(topic, floor))
+        return topic
+
+    def _check_partition_count(self, partition_count: int, additional: int, partitions_max: int) -> None:
+        """:raises Refused: INVALID_PARTITIONS: too many, or none, for one topic or for all together."""
         if not 1 <= partition_count <= PARTITIONS_PER_TOPIC_MAX:
             raise Refused(
                 Refusal.INVALID_PARTITIONS,
                 f"Number of partitions must be between 1 and {PARTITIONS_PER_TOPIC_MAX}, got {partition_count}.",
             )
-        if self.partition_count + partition_count > partitions_max:
+        if self.partition_count + additional > partitions_max:
             raise Refused(
                 Refusal.INVALID_PARTITIONS,
-                f"The cluster would have {self.partition_count + partition_count} partitions; the limit is"
+                f"The cluster would have {self.partition_count + additional} partitions; the limit is"
                 f" {partitions_max}.",
             )
-        topic = Topic(topic_id, name, partition_count, dict(configs), now_ms)
-        if changes is not None:
-            floor = max(self._counters.get(_DELETED + name), self._counters.get(_DELETED_TOPICS))
-            self._index(TopicState(topic, floor))
-            changes.append(TopicSaved(topic, floor))
-        return topic
+
+    def _producer_id_floor(self, name: str) -> int:
+        """What new partitions of a topic of this name begin with: a deleted one may have had the same."""
+        return max(self._counters.get(_DELETED + name), self._counters.get(_DELETED_TOPICS))
 
     def delete(self, topic_id: TopicId, producer_ids_granted: int, changes: list[Change]) -> None:
         """``producer_ids_granted``: the next one to be granted. :raises Refused: UNKNOWN_TOPIC_ID."""

@@ -84,10 +84,11 @@ class VisibleIndex:
         return partitions[partition]
 
     def put_topic(self, topic: Topic) -> None:
-        """A topic is there, or its configs changed."""
-        if topic.topic_id not in self.topics:
-            self._partitions[topic.topic_id] = [VisiblePartition() for _ in range(topic.partition_count)]
-            self.partition_count += topic.partition_count
+        """A topic is there, its configs changed, or it has more partitions."""
+        partitions = self._partitions.setdefault(topic.topic_id, [])
+        additional = topic.partition_count - len(partitions)
+        partitions += [VisiblePartition() for _ in range(additional)]
+        self.partition_count += additional
         self.topics[topic.topic_id] = topic
 
     def drop_topic(self, topic_id: TopicId) -> None:

@@ -26,6 +26,7 @@ from metadata.group_model import (
     LeavingMember,
     OffsetCommit,
     OffsetCommitAnswer,
+    OffsetDeleteAnswer,
     OffsetRecord,
     SyncGroup,
     SyncGroupAnswer,
@@ -38,6 +39,7 @@ from metadata.model import (
     Fenced,
     MetadataUnavailable,
     PartitionOffsets,
+    ProducerDescription,
     ProducerIdGranted,
     RecordsDeleted,
     RecordsDeletion,
@@ -331,6 +333,14 @@ class RemoteMetadata:
     async def partition_offsets(self, partitions: Sequence[tuple[TopicId, int]]) -> list[PartitionOffsets | None]:
         return await self._call(methods.PARTITION_OFFSETS, partitions)
 
+    async def partition_bytes(self, partitions: Sequence[tuple[TopicId, int]]) -> list[int | None]:
+        return await self._call(methods.PARTITION_BYTES, partitions)
+
+    async def describe_producers(
+        self, partitions: Sequence[tuple[TopicId, int]]
+    ) -> list[list[ProducerDescription] | None]:
+        return await self._call(methods.DESCRIBE_PRODUCERS, partitions)
+
     # --- topics -----------------------------------------------------------------------------------------
 
     async def create_topic(
@@ -338,11 +348,16 @@ class RemoteMetadata:
     ) -> Topic:
         return await self._call(methods.CREATE_TOPIC, name, partition_count, configs, validate_only)
 
+    async def create_partitions(self, topic_id: TopicId, partition_count: int, validate_only: bool = False) -> Topic:
+        return await self._call(methods.CREATE_PARTITIONS, topic_id, partition_count, validate_only)
+
     async def delete_topic(self, topic_id: TopicId) -> None:
         await self._call(methods.DELETE_TOPIC, topic_id)
 
-    async def alter_topic_configs(self, topic_id: TopicId, changes: dict[str, str | None]) -> Topic:
-        return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes)
+    async def alter_topic_configs(
+        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False
+    ) -> Topic:
+        return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes, replace)
 
     async def delete_records(self, deletions: Sequence[RecordsDeletion]) -> list[RecordsDeleted]:
         return await self._call(methods.DELETE_RECORDS, deletions)
@@ -393,6 +408,9 @@ class RemoteMetadata:
 
     async def delete_group(self, group_id: str) -> Refusal | None:
         return await self._call(methods.DELETE_GROUP, group_id)
+
+    async def delete_offsets(self, group_id: str, partitions: Sequence[tuple[TopicId, int]]) -> OffsetDeleteAnswer:
+        return await self._call(methods.DELETE_OFFSETS, group_id, partitions)
 
     async def group_lags(self) -> list[GroupLag]:
         return await self._call(methods.GROUP_LAGS)

@@ -20,6 +20,7 @@ from metadata.group_model import (
     GroupLag,
     JoinGroupAnswer,
     OffsetCommitAnswer,
+    OffsetDeleteAnswer,
     OffsetRecord,
     SyncGroupAnswer,
 )
@@ -28,6 +29,7 @@ from metadata.model import (
     Extent,
     ExtentsFound,
     PartitionOffsets,
+    ProducerDescription,
     ProducerIdGranted,
     RecordsDeleted,
     Refusal,
@@ -99,9 +101,12 @@ SWAP_EXTENTS = Method[None]("swap_extents", mutating=True)
 FIND_EXTENTS = Method[list[ExtentsFound]]("find_extents")
 FIND_EXTENT_BY_TIMESTAMP = Method[Extent | None]("find_extent_by_timestamp")
 PARTITION_OFFSETS = Method[list[PartitionOffsets | None]]("partition_offsets")
+PARTITION_BYTES = Method[list[int | None]]("partition_bytes", pace=Pace.LONG)
+DESCRIBE_PRODUCERS = Method[list[list[ProducerDescription] | None]]("describe_producers")
 
 DELETE_RECORDS = Method[list[RecordsDeleted]]("delete_records", mutating=True)
 CREATE_TOPIC = Method[Topic]("create_topic", remembered=True)
+CREATE_PARTITIONS = Method[Topic]("create_partitions", remembered=True)
 DELETE_TOPIC = Method[None]("delete_topic", remembered=True)
 ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", remembered=True)
 GRANT_PRODUCER_ID = Method[ProducerIdGranted]("grant_producer_id", mutating=True)
@@ -120,6 +125,7 @@ FETCH_OFFSETS = Method[list[OffsetRecord]]("fetch_offsets")
 DESCRIBE_GROUPS = Method[list[GroupDescription]]("describe_groups")
 LIST_GROUPS = Method[list[GroupDescription]]("list_groups", pace=Pace.LONG)
 DELETE_GROUP = Method[Refusal | None]("delete_group", remembered=True)
+DELETE_OFFSETS = Method[OffsetDeleteAnswer]("delete_offsets", remembered=True)
 GROUP_LAGS = Method[list[GroupLag]]("group_lags", pace=Pace.LONG)
 
 METHODS: dict[str, Method[Any]] = {value.name: value for value in list(vars().values()) if isinstance(value, Method)}

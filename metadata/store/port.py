@@ -19,7 +19,7 @@ from metadata.model import Extent, Topic, TopicId
 class TopicSaved(msgspec.Struct, frozen=True, tag=True):
     topic: Topic
     producer_id_floor: int = 0
-    """What the partitions of a *new* topic begin with; those that exist keep theirs."""
+    """What *new* partitions begin with, of a new topic or of one that grew; those that exist keep theirs."""
 
 
 class TopicDropped(msgspec.Struct, frozen=True, tag=True):

@@ -55,26 +55,42 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.mark.parametrize("failed_over", [False, True])
 async def test_a_repetition_gets_the_first_answer_and_changes_nothing(world: World, failed_over: bool) -> None:
-    async def six_calls() -> list[object]:
+    async def all_calls() -> list[object]:
         service = world.service
         topic = await service.create_topic("logs", 2, {}, call_id="c/1")
         offset = OffsetRecord(topic.topic_id, 0, 0, -1, "", 0)
         registered = await service.register_agent(registration(), call_id="c/2")
         altered = await service.alter_topic_configs(topic.topic_id, {"retention.ms": "1000"}, call_id="c/3")
         await service.commit_offsets(OffsetCommit("g", -1, "", None, (offset,)))
+        grown = await service.create_partitions(topic.topic_id, 3, call_id="c/9")
         deleted = await service.delete_group("g", call_id="c/4")
         left = await service.leave_agent(registered.agent_epoch, call_id="c/5")
         gone = await service.delete_topic(topic.topic_id, call_id="c/6")
-        return [topic, registered, altered, deleted, left, gone]
+        return [topic, registered, altered, grown, deleted, left, gone]
 
-    first = await six_calls()
+    first = await all_calls()
     if failed_over:
         await world.fail_over()
-    assert await six_calls() == first
+    assert await all_calls() == first
     assert (await world.service.subscribe(Recorder())).topics == ()
     assert await world.service.describe_agents() == []
     assert await world.service.delete_group("g", call_id="c/7") is Refusal.GROUP_ID_NOT_FOUND
     assert (await world.service.create_topic("logs", 2, {}, call_id="c/8")).topic_id != first[0].topic_id  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("failed_over", [False, True])
+async def test_a_late_copy_of_a_deletion_leaves_an_offset_that_was_committed_since(
+    world: World, failed_over: bool
+) -> None:
+    topic = await world.service.create_topic("logs", 1, {})
+    commit = OffsetCommit("g", -1, "", None, (OffsetRecord(topic.topic_id, 0, 5, -1, "", 0),))
+    await world.service.commit_offsets(commit)
+    first = await world.service.delete_offsets("g", [(topic.topic_id, 0)], call_id="c/1")
+    await world.service.commit_offsets(commit)
+    if failed_over:
+        await world.fail_over()
+    assert await world.service.delete_offsets("g", [(topic.topic_id, 0)], call_id="c/1") == first
+    assert [record.offset for record in await world.service.fetch_offsets("g", None)] == [5]
 
 
 async def test_the_answer_is_written_with_the_effect_and_only_then(world: World) -> None:
