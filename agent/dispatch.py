@@ -12,13 +12,19 @@ from agent.context import Agent, Body, Call
 from agent.errors import failure_code
 from agent.failure_log import FailureLog
 from agent.handlers import (
+    alter_configs,
     api_versions,
+    create_partitions,
     create_topics,
+    delete_groups,
     delete_records,
     delete_topics,
     describe_cluster,
     describe_configs,
     describe_groups,
+    describe_log_dirs,
+    describe_producers,
+    describe_topic_partitions,
     fetch,
     find_coordinator,
     heartbeat,
@@ -31,6 +37,7 @@ from agent.handlers import (
     metadata,
     moved,
     offset_commit,
+    offset_delete,
     offset_fetch,
     offset_for_leader_epoch,
     sync_group,
@@ -63,6 +70,13 @@ HANDLERS: Final[dict[int, Handler]] = {
     apis.DESCRIBE_CONFIGS: describe_configs.handle,
     apis.INCREMENTAL_ALTER_CONFIGS: incremental_alter_configs.handle,
     apis.DESCRIBE_CLUSTER: describe_cluster.handle,
+    apis.OFFSET_DELETE: offset_delete.handle,
+    apis.DESCRIBE_TOPIC_PARTITIONS: describe_topic_partitions.handle,
+    apis.DESCRIBE_PRODUCERS: describe_producers.handle,
+    apis.DESCRIBE_LOG_DIRS: describe_log_dirs.handle,
+    apis.DELETE_GROUPS: delete_groups.handle,
+    apis.CREATE_PARTITIONS: create_partitions.handle,
+    apis.ALTER_CONFIGS: alter_configs.handle,
 }
 """Every API of the table but Produce, which the connection takes in itself."""
 
@@ -77,6 +91,8 @@ _GROUP_APIS: Final = frozenset(
         apis.SYNC_GROUP,
         apis.DESCRIBE_GROUPS,
         apis.LIST_GROUPS,
+        apis.DELETE_GROUPS,
+        apis.OFFSET_DELETE,
     }
 )
 

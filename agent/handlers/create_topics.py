@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from kio.schema.errors import ErrorCode
@@ -67,9 +68,7 @@ def _partition_count(wanted: Any, agent: Agent) -> int:
                 "Both numPartitions or replicationFactor and replicasAssignments were set. Both cannot be used at the "
                 "same time.",
             )
-        _check_assignments(
-            wanted.assignments, {agent.identity.node_id, *(known.node_id for known in agent.roster.agents)}
-        )
+        _check_assignments(wanted.assignments, broker_ids(agent))
         return len(wanted.assignments)
     if wanted.replication_factor < 1 and wanted.replication_factor != DEFAULT:
         raise Refused(
@@ -93,22 +92,32 @@ def _check_assignments(assignments: Any, node_ids: set[int]) -> None:
             "partitions should be a consecutive 0-based integer sequence",
         )
     for row in assignments:
-        if not row.broker_ids:
+        check_replicas(row.partition_index, row.broker_ids, node_ids)
+
+
+def broker_ids(agent: Agent) -> set[int]:
+    """Everybody whom a manual assignment may name."""
+    return {agent.identity.node_id, *(known.node_id for known in agent.roster.agents)}
+
+
+def check_replicas(partition: int, replicas: Sequence[int], node_ids: set[int]) -> None:
+    """What a manual assignment gives to one partition. :raises Refused: INVALID_REPLICA_ASSIGNMENT."""
+    if not replicas:
+        raise Refused(
+            Refusal.INVALID_REPLICA_ASSIGNMENT,
+            f"The manual partition assignment of partition {partition} includes no brokers.",
+        )
+    for broker_id in replicas:
+        if broker_id not in node_ids:
             raise Refused(
                 Refusal.INVALID_REPLICA_ASSIGNMENT,
-                f"The manual partition assignment of partition {row.partition_index} includes no brokers.",
+                f"The manual partition assignment includes broker {broker_id}, but no such broker is registered.",
             )
-        for broker_id in row.broker_ids:
-            if broker_id not in node_ids:
-                raise Refused(
-                    Refusal.INVALID_REPLICA_ASSIGNMENT,
-                    f"The manual partition assignment includes broker {broker_id}, but no such broker is registered.",
-                )
-        if len(set(row.broker_ids)) != len(row.broker_ids):
-            raise Refused(
-                Refusal.INVALID_REPLICA_ASSIGNMENT,
-                f"The manual partition assignment of partition {row.partition_index} names a broker twice.",
-            )
+    if len(set(replicas)) != len(replicas):
+        raise Refused(
+            Refusal.INVALID_REPLICA_ASSIGNMENT,
+            f"The manual partition assignment of partition {partition} names a broker twice.",
+        )
 
 
 def _configs(wanted: Any) -> dict[str, str]:

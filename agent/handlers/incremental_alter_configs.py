@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from kio.schema.errors import ErrorCode
@@ -18,6 +19,7 @@ from kio.schema.errors import ErrorCode
 from agent.context import Agent, Body, Call
 from agent.errors import failure_code
 from agent.handlers.describe_configs import BROKER_RESOURCE, TOPIC_RESOURCE
+from agent.topics import TopicView
 from metadata.config_definitions import ConfigType, split_list
 from metadata.model import MetadataError, Refusal, Refused
 from metadata.topic_configs import TOPIC_CONFIGS, effective, validate_topic_configs
@@ -43,11 +45,24 @@ async def _alter(resource: Any, is_duplicate: bool, validate_only: bool, agent: 
             raise Refused(Refusal.INVALID_REQUEST, "Each resource must appear at most once.")
         await _alter_topic(resource, validate_only, agent)
     except MetadataError as error:
-        return _row(resource, failure_code(error), str(error))
-    return _row(resource, ErrorCode.none, None)
+        return resource_row(resource, failure_code(error), str(error))
+    return resource_row(resource, ErrorCode.none, None)
 
 
 async def _alter_topic(resource: Any, validate_only: bool, agent: Agent) -> None:
+    view = alterable_topic(resource, agent)
+    current = view.topic.configs
+    changes = config_changes(current, resource.configs)
+    check_configs({name: value for name, value in {**current, **changes}.items() if value is not None})
+    if not validate_only and changes:
+        await agent.metadata.alter_topic_configs(view.topic_id, changes)
+
+
+def alterable_topic(resource: Any, agent: Agent) -> TopicView:
+    """The topic that a resource names.
+
+    :raises Refused: INVALID_REQUEST, UNKNOWN_TOPIC_OR_PARTITION: it names nothing that can be altered.
+    """
     if resource.resource_type == BROKER_RESOURCE:
         raise Refused(Refusal.INVALID_REQUEST, "An agent's settings are read-only; change its configuration.")
     if resource.resource_type != TOPIC_RESOURCE:
@@ -55,15 +70,22 @@ async def _alter_topic(resource: Any, validate_only: bool, agent: Agent) -> None
     view = agent.topics.by_name(resource.resource_name)
     if view is None:
         raise Refused(Refusal.UNKNOWN_TOPIC_OR_PARTITION, f"The topic '{resource.resource_name[:300]}' does not exist.")
-    current = view.topic.configs
-    changes = config_changes(current, resource.configs)
-    merged = {name: value for name, value in {**current, **changes}.items() if value is not None}
+    return view
+
+
+def check_configs(configs: Mapping[str, str]) -> None:
+    """:raises Refused: INVALID_CONFIG, in Kafka's words."""
     try:
-        validate_topic_configs(merged)
+        validate_topic_configs(configs)
     except ValueError as error:
         raise Refused(Refusal.INVALID_CONFIG, str(error)) from None
-    if not validate_only and changes:
-        await agent.metadata.alter_topic_configs(view.topic_id, changes)
+
+
+def check_once(rows: Any) -> None:
+    """:raises Refused: INVALID_REQUEST: a config comes more than once."""
+    twice = sorted(name for name, count in Counter(row.name for row in rows).items() if count > 1)
+    if twice:
+        raise Refused(Refusal.INVALID_REQUEST, f"Error due to duplicate config keys: {', '.join(twice)}")
 
 
 def config_changes(current: dict[str, str], operations: Any) -> dict[str, str | None]:
@@ -71,9 +93,7 @@ def config_changes(current: dict[str, str], operations: Any) -> dict[str, str | 
 
     :raises Refused: INVALID_CONFIG or INVALID_REQUEST, in Kafka's words.
     """
-    twice = sorted(name for name, count in Counter(row.name for row in operations).items() if count > 1)
-    if twice:
-        raise Refused(Refusal.INVALID_REQUEST, f"Error due to duplicate config keys: {', '.join(twice)}")
+    check_once(operations)
     return {row.name: _new_value(current, row) for row in operations}
 
 
@@ -99,7 +119,8 @@ def _new_value(current: dict[str, str], row: Any) -> str | None:
     return ",".join(item for item in items if item not in given)
 
 
-def _row(resource: Any, code: ErrorCode, message: str | None) -> Body:
+def resource_row(resource: Any, code: ErrorCode, message: str | None) -> Body:
+    """What became of one resource."""
     return {
         "error_code": code,
         "error_message": message,

@@ -4,7 +4,7 @@
 answered. They differ where clients draw conclusions from a range (Produce, see its note). ``flexible_from`` is the
 first version with compact types and tagged fields (KIP-482), and so the one whose request header has them too.
 
-Source: ``shared/reference/kafka.md`` ("What to offer", the rows marked "first"); Kafka's message schemas.
+Source: ``shared/reference/kafka.md`` ("What to offer", the rows marked "first" and "next"); Kafka's message schemas.
 """
 
 from __future__ import annotations
@@ -32,8 +32,15 @@ DELETE_RECORDS: Final = 21
 INIT_PRODUCER_ID: Final = 22
 OFFSET_FOR_LEADER_EPOCH: Final = 23
 DESCRIBE_CONFIGS: Final = 32
+ALTER_CONFIGS: Final = 33
+DESCRIBE_LOG_DIRS: Final = 35
+CREATE_PARTITIONS: Final = 37
+DELETE_GROUPS: Final = 42
 INCREMENTAL_ALTER_CONFIGS: Final = 44
+OFFSET_DELETE: Final = 47
 DESCRIBE_CLUSTER: Final = 60
+DESCRIBE_PRODUCERS: Final = 61
+DESCRIBE_TOPIC_PARTITIONS: Final = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,21 @@ APIS: Final[tuple[Api, ...]] = (
     _api(INIT_PRODUCER_ID, "InitProducerId", 0, 5, 2, "For idempotence. A transactional id is refused with error 53."),
     _api(OFFSET_FOR_LEADER_EPOCH, "OffsetForLeaderEpoch", 2, 4, 4, "The leader epoch is always 0."),
     _api(DESCRIBE_CONFIGS, "DescribeConfigs", 1, 4, 4, ""),
+    _api(ALTER_CONFIGS, "AlterConfigs", 0, 2, 2, "Topics only: agents are configured by files."),
+    _api(
+        DESCRIBE_LOG_DIRS,
+        "DescribeLogDirs",
+        1,
+        4,
+        2,
+        "The object store is the one log dir; sizes are bytes in it. No client sends 0; 5 tells of cordoned dirs.",
+    ),
+    _api(CREATE_PARTITIONS, "CreatePartitions", 0, 3, 2, ""),
+    _api(DELETE_GROUPS, "DeleteGroups", 0, 2, 2, ""),
     _api(INCREMENTAL_ALTER_CONFIGS, "IncrementalAlterConfigs", 0, 1, 1, "Topics only: agents are configured by files."),
+    _api(OFFSET_DELETE, "OffsetDelete", 0, 0, 1, ""),
+    _api(DESCRIBE_PRODUCERS, "DescribeProducers", 0, 0, 0, "Idempotent producers; there are no transactions."),
+    _api(DESCRIBE_TOPIC_PARTITIONS, "DescribeTopicPartitions", 0, 0, 0, ""),
     _api(DESCRIBE_CLUSTER, "DescribeCluster", 0, 1, 0, "2 lists fenced brokers, which are never shown here."),
 )
 

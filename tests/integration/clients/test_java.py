@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 
 import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
 from tests.support.librdkafka import consume, create_topic, produce
 from tests.support.raw_kafka import CODECS, RawKafka, batches
@@ -143,3 +144,35 @@ def test_group_command_and_offset_shell(bootstrap: str, unique: Unique) -> None:
     described = kafka_java.run(tool, *server, "--describe", "--group", group)
     rows = [line.split() for line in described.splitlines() if topic in line]
     assert sorted(row[2:6] for row in rows) == [["0", "2", "5", "3"], ["1", "2", "5", "3"]]
+
+
+def test_a_topic_grows_and_its_logs_are_looked_at(bootstrap: str, unique: Unique) -> None:
+    topic = unique("java-grows")
+    admin = create_topic(bootstrap, topic, partitions=2)
+    produce(bootstrap, topic, [{"value": b"x" * 500, "partition": 1}] * 10, enable_idempotence=True)
+    server, tool = ("--bootstrap-server", bootstrap), f"{TOOLS}TopicCommand"
+    kafka_java.run(tool, *server, "--alter", "--topic", topic, "--partitions", "4")
+    assert len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == 4
+    printed = kafka_java.run(f"{TOOLS}LogDirsCommand", *server, "--describe", "--topic-list", topic)
+    (described,) = _events(printed)
+    rows = [row for broker in described["brokers"] for each in broker["logDirs"] for row in each["partitions"]]  # type: ignore[attr-defined]
+    sizes = {row["partition"]: row["size"] for row in rows}
+    assert 5_000 < sizes.pop(f"{topic}-1") < 7_000
+    assert sizes == {f"{topic}-{number}": 0 for number in (0, 2, 3)}
+    tool = f"{TOOLS}TransactionsCommand"
+    producers = kafka_java.run(tool, *server, "describe-producers", "--topic", topic, "--partition", "1")
+    (columns, row) = (line.split() for line in producers.splitlines() if line.strip())
+    assert (row[columns.index("ProducerEpoch")], row[columns.index("LastSequence")]) == ("0", "9")
+
+
+def test_groups_and_their_offsets_are_deleted(bootstrap: str, unique: Unique) -> None:
+    topic, group = unique("java-deletes"), unique("group")
+    admin = create_topic(bootstrap, topic, partitions=2)
+    offsets = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, number, 1) for number in range(2)])
+    admin.alter_consumer_group_offsets([offsets])[group].result(15)
+    tool, server = f"{TOOLS}consumer.group.ConsumerGroupCommand", ("--bootstrap-server", bootstrap)
+    kafka_java.run(tool, *server, "--delete-offsets", "--group", group, "--topic", f"{topic}:0")
+    found = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group].result(15)
+    assert [row.partition for row in found.topic_partitions] == [1]
+    kafka_java.run(tool, *server, "--delete", "--group", group)
+    assert group not in {one.group_id for one in admin.list_consumer_groups().result(15).valid}
