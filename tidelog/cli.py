@@ -46,8 +46,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cluster.app, name="cluster", short_help="Start a whole cluster here; show what a cluster does.")
-app.add_typer(topic.app, name="topic", short_help="Create, list, describe, configure and delete topics.")
-app.add_typer(group.app, name="group", short_help="List, describe and reset consumer groups.")
+app.add_typer(topic.app, name="topic", short_help="Create, list, describe, configure, grow and delete topics.")
+app.add_typer(group.app, name="group", short_help="List, describe, reset and delete consumer groups.")
 app.command("produce", short_help="Send lines of standard input as records.")(records.produce)
 app.command("consume", short_help="Print records as they come.")(records.consume)
 

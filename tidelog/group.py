@@ -1,4 +1,4 @@
-"""``tidelog group``: list, describe (members, offsets, lag), and reset offsets."""
+"""``tidelog group``: list, describe (members, offsets, lag), reset offsets, and delete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tidelog.client import (
 from tidelog.connecting import Cluster, CommandFailed, connects
 from tidelog.topic import partition_offsets
 
-app = typer.Typer(help="List, describe and reset consumer groups.", no_args_is_help=True)
+app = typer.Typer(help="List, describe, reset and delete consumer groups.", no_args_is_help=True)
 
 _HAS_MEMBERS = (KafkaError.UNKNOWN_MEMBER_ID, KafkaError.REBALANCE_IN_PROGRESS, KafkaError.NON_EMPTY_GROUP)
 
@@ -141,6 +141,42 @@ def reset(
         show_json({"group": name, "dry_run": dry_run, "offsets": rows, "out_of_range": out_of_range})
     else:
         show_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@app.command()
+@connects
+def delete(
+    names: Annotated[list[str], typer.Argument(metavar="GROUP...")],
+    as_json: AsJson = False,
+    *,
+    cluster: Cluster,
+) -> None:
+    """Delete groups with their offsets. They must have no members."""
+    wanted = list(dict.fromkeys(names))
+    with failures_reported():
+        admin = admin_client(cluster)
+        problems: dict[str, str] = {}
+        for name, future in admin.delete_consumer_groups(wanted, request_timeout=REQUEST_SECONDS).items():
+            try:
+                future.result(REQUEST_SECONDS)
+            except KafkaException as failure:
+                problems[name] = _why_kept(failure.args[0])
+        if as_json:
+            show_json([{"group": name, "deleted": name not in problems} for name in wanted])
+        else:
+            for name in wanted:
+                if name not in problems:
+                    print(f"{name} deleted")
+        if problems:
+            raise CommandFailed("\n".join(f"{name}: {problem}" for name, problem in problems.items()))
+
+
+def _why_kept(error: KafkaError) -> str:
+    if error.code() == KafkaError.NON_EMPTY_GROUP:
+        return "it still has members: stop them first (NON_EMPTY_GROUP)"
+    if error.code() == KafkaError.GROUP_ID_NOT_FOUND:
+        return "there is no such consumer group (GROUP_ID_NOT_FOUND)"
+    return describe_error(error)
 
 
 def lag_records(admin: AdminClient, group: str) -> int:

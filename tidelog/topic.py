@@ -1,4 +1,4 @@
-"""``tidelog topic``: create, list, describe, delete, and configs."""
+"""``tidelog topic``: create, list, describe, delete, more partitions, and configs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from confluent_kafka.admin import (
     ConfigEntry,
     ConfigResource,
     ConfigSource,
+    NewPartitions,
     NewTopic,
     OffsetSpec,
     ResourceType,
@@ -30,7 +31,7 @@ from tidelog.client import (
 )
 from tidelog.connecting import Cluster, CommandFailed, connects
 
-app = typer.Typer(help="Create, list, describe, configure and delete topics.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, describe, configure, grow and delete topics.", no_args_is_help=True)
 
 PARTITIONS_MAX = 100_000
 REPLICATION_FACTOR_MAX = 10_000
@@ -114,6 +115,33 @@ def describe(name: Name, as_json: AsJson = False, *, cluster: Cluster) -> None:
         return
     print(f"{name}  id {found.topic_id}  configs {_pairs(configs) or '(all defaults)'}")
     show_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@app.command()
+@connects
+def partitions(
+    name: Name,
+    count: Annotated[int, typer.Argument(min=1, max=PARTITIONS_MAX, help="How many the topic shall have.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check that it can be done.")] = False,
+    as_json: AsJson = False,
+    *,
+    cluster: Cluster,
+) -> None:
+    """Give a topic more partitions. Records with a key may go to another partition from then on."""
+    with failures_reported():
+        admin = admin_client(cluster)
+        before = _topics(admin).get(name)
+        wanted = [NewPartitions(name, count)]
+        results(
+            admin.create_partitions(
+                wanted, validate_only=dry_run, operation_timeout=REQUEST_SECONDS, request_timeout=REQUEST_SECONDS
+            )
+        )
+    had = len(before.partitions) if before is not None else None
+    if as_json:
+        show_json({"topic": name, "before": had, "after": count, "dry_run": dry_run})
+    else:
+        print(f"{name} {'can have' if dry_run else 'has'} {counted(count, 'partition')}")
 
 
 @app.command()

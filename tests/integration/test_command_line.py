@@ -80,6 +80,10 @@ def test_topics_from_creation_to_deletion(cli: Cli, unique: Unique) -> None:
     assert [row["partition"] for row in described["partitions"]] == [0, 1, 2]
     assert described["configs"] == {}
     assert name in cli("topic", "describe", name)
+    assert cli.json("topic", "partitions", name, "5", "--dry-run")["before"] == 3
+    assert cli("topic", "partitions", name, "4") == f"{name} has 4 partitions\n"
+    assert "would not be an increase" in cli.fails("topic", "partitions", name, "3")
+    assert {"topic": name, "partitions": 4} in cli.json("topic", "list")
     assert cli("topic", "delete", name) == f"{name} deleted\n"
     assert "UNKNOWN_TOPIC" in cli.fails("topic", "describe", name)
     assert "UNKNOWN_TOPIC" in cli.fails("topic", "delete", name)
@@ -180,9 +184,14 @@ def test_a_group_with_members_shows_them_and_is_not_reset(cli: Cli, unique: Uniq
         assert described["state"] == "Stable"
         assert [member["partitions"] for member in described["members"]] == [[f"{name}[0]"]]
         assert "still has members" in cli.fails("group", "reset", group, "--topic", name, "--to-earliest")
+        assert "NON_EMPTY_GROUP" in cli.fails("group", "delete", group)
         consumer.send_signal(signal.SIGINT)
         assert consumer.wait(20) == 0
     assert cli.json("group", "describe", group)["offsets"][0]["offset"] == 1, "what was printed is committed"
+    absent = cli.run("group", "delete", group, "absent", "--json")
+    assert json.loads(absent.stdout) == [{"group": group, "deleted": True}, {"group": "absent", "deleted": False}]
+    assert (absent.returncode, "no such consumer group" in absent.stderr) == (1, True)
+    assert "no such consumer group" in cli.fails("group", "describe", group)
 
 
 def test_consume_waits_for_new_records_without_a_group(cli: Cli, unique: Unique) -> None:
