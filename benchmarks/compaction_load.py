@@ -68,6 +68,7 @@ class World:
         self.store = CountingStore()
         self.supervisor = Supervisor()
         self.service = self._new_service(rests=False)
+        self.names = SegmentNames(SystemEntropy())
         self.epochs: list[int] = []
         self.topic: TopicId = b""
 
@@ -138,9 +139,7 @@ class World:
         registry = CollectorRegistry()
         metrics, clock = CompactionMetrics(registry), SystemClock()
         budget = Budget(512 << 20)
-        rewriter = Rewriter(
-            self.store, SegmentNames(SystemEntropy()), Throttle(10**12, clock), budget, clock, metrics, 64 << 20
-        )
+        rewriter = Rewriter(self.store, self.names, Throttle(10**12, clock), budget, clock, metrics, 64 << 20)
         epoch = self.epochs[0]
         handler = CompactSegments(self.store, self.service, rewriter, lambda: epoch, clock, metrics)
         began, cpu, idle, gets = time.monotonic(), time.process_time(), 0, self.store.gets

@@ -290,9 +290,13 @@ class MetadataService:
         async with self._swap_turn:  # what was found stays true but for deletions, which the decision looks at
             wanted = [(each.topic_id, each.partition, each.base_offset, each.last_offset) for each in swap.extents]
             try:
+                known = await self._store.find_segments([(agent_epoch, swap.sequence)])
                 ranges = match_swap(swap, await self._store.find_ranges(wanted))
             except StoreUnavailable as error:
                 raise MetadataUnavailable(str(error)) from error
+
+            if known.get((agent_epoch, swap.sequence), swap.segment_key) != swap.segment_key:
+                raise Refused(Refusal.INVALID_REQUEST, f"sequence {swap.sequence} is of another segment")
 
             def decide(transaction: Transaction) -> None:
                 self._state.swap_extents(agent_epoch, swap, ranges, self._time.now_ms(), transaction.changes)

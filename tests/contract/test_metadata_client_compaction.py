@@ -142,6 +142,15 @@ async def test_a_segment_cannot_pretend_to_be_another(world: World) -> None:
     assert len(await bases(world)) == 6
 
 
+async def test_a_sequence_is_of_one_segment(world: World) -> None:
+    await world.client.swap_extents(world.epoch, swap(world, (0, 0, 29)))
+    for number, sequence in ((1, SECOND), (2, 3)):
+        wrong = msgspec.structs.replace(swap(world, (1, 0, 29), number=number), sequence=sequence)
+        with pytest.raises(Refused):
+            await world.client.swap_extents(world.epoch, wrong)
+    assert len(await bases(world, 1)) == 6
+
+
 async def test_a_fenced_epoch_swaps_nothing(world: World) -> None:
     old = world.epoch
     world.epoch = (await world.client.register_agent(registration())).agent_epoch
