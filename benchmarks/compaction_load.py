@@ -22,11 +22,13 @@ from agent.fetch.answer import FetchLimits, PartitionFetch
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
 from agent.jobs.compaction import CompactSegments
+from agent.jobs.swapping import Swapper
 from benchmarks.frames import record_batch
 from ingest.batch_header import BatchHeader
 from ingest.compaction.metrics import CompactionMetrics
-from ingest.compaction.rewrite import Rewriter, SegmentNames
+from ingest.compaction.rewrite import Rewriter
 from ingest.compaction.throttle import Throttle
+from ingest.compaction.write import SegmentNames
 from ingest.segment import PartitionRun, SegmentName, encode_segment
 from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentRegistration
 from metadata.job_model import COMPACT_SEGMENTS
@@ -141,7 +143,8 @@ class World:
         budget = Budget(512 << 20)
         rewriter = Rewriter(self.store, self.names, Throttle(10**12, clock), budget, clock, metrics, 64 << 20)
         epoch = self.epochs[0]
-        handler = CompactSegments(self.store, self.service, rewriter, lambda: epoch, clock, metrics)
+        swapper = Swapper(self.store, self.service, clock, metrics)
+        handler = CompactSegments(self.service, rewriter, swapper, lambda: epoch, clock, asyncio.Lock())
         began, cpu, idle, gets = time.monotonic(), time.process_time(), 0, self.store.gets
         while idle < 4:
             leases = await self.service.lease_jobs(epoch, [COMPACT_SEGMENTS], 1)
@@ -209,6 +212,8 @@ class _Deaf:
     def topics_changed(self, change: object) -> None: ...
 
     def extents_committed(self, extents: object) -> None: ...
+
+    def log_starts_moved(self, moved: object) -> None: ...
 
     def agents_changed(self, agents: object) -> None: ...
 

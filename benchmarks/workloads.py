@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks import isolation, metadata, servers, zones
+from benchmarks import compaction, isolation, metadata, servers, zones
 from benchmarks.peers.jars import Unavailable
 from benchmarks.rows import Bench, Figures, Row
 from benchmarks.servers import CHECKOUT, Server
@@ -313,4 +313,5 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "metadata finding": metadata.finding,
     "metadata partitions": metadata.partitions,
     "zones": zones.zones,
+    "compaction": compaction.compaction,
 }

@@ -60,11 +60,11 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     headers: tuple[tuple[bytes, bytes | None], ...]
 
 
-def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX) -> Iterator[Record]:
+def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX, *, dense: bool = True) -> Iterator[Record]:
     """The records of one whole v2 batch in order, decompressed as needed; takes as many as the header counts.
 
-    Checked on the way: every length, offset deltas 0, 1, 2, ..., and that nothing is left over. (Compacted batches,
-    which have gaps, are not ours: producers send dense ones.)
+    Checked on the way: every length, offset deltas 0, 1, 2, ..., and that nothing is left over. Producers send dense
+    batches; those of compacted topics have gaps, which are taken with ``dense`` false: then the deltas must rise.
 
     :raises MalformedRecords: during the iteration, where the bytes stop making sense.
     """
@@ -72,6 +72,7 @@ def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX) -> Iterat
     plain = _plain_records(batch, header, bytes_max)
     log_append_time = header.attributes & LOG_APPEND_TIME_BIT
     position = 0
+    last_delta = -1
     try:
         for expected_delta in range(header.record_count):
             length, position = _varint(plain, position)
@@ -85,8 +86,9 @@ def iterate_records(batch: Chunk, bytes_max: int = EXPANDED_BYTES_MAX) -> Iterat
             headers, position = _headers(plain, position, end)
             if position != end:
                 raise MalformedRecords(f"record {expected_delta} ends at byte {position}, not {end}")
-            if offset_delta != expected_delta:
+            if offset_delta != expected_delta and (dense or not last_delta < offset_delta <= header.last_offset_delta):
                 raise MalformedRecords(f"record {expected_delta} has the offset delta {offset_delta}")
+            last_delta = offset_delta
             timestamp_ms = header.max_timestamp_ms if log_append_time else header.base_timestamp_ms + timestamp_delta
             if not _INT64_MIN <= timestamp_ms <= _INT64_MAX:
                 raise MalformedRecords(f"record {expected_delta} has the timestamp {timestamp_ms}")

@@ -41,7 +41,10 @@ class MetadataListener(Protocol):
     def topics_changed(self, change: TopicsChanged) -> None: ...
 
     def extents_committed(self, extents: Sequence[Extent]) -> None:
-        """New extents of followed partitions; each moves its partition's high watermark to ``last_offset + 1``."""
+        """New extents of followed partitions; each moves its partition's high watermark to ``last_offset + 1``.
+
+        One whose ``level`` is not 0 is not new: it took the place of others, some of whose records are gone.
+        """
 
     def log_starts_moved(self, moved: Sequence[LogStart]) -> None:
         """Records of followed partitions were deleted: below these offsets there is nothing to read any more."""

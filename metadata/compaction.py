@@ -14,13 +14,15 @@ from itertools import groupby
 
 import msgspec
 
-from metadata.model import Extent
+from metadata.model import Extent, TopicId
 
 EXTENT_BYTES_MAX = 8 << 20
 """An extent that compaction makes is no larger, unless it was when it was ingested."""
-FINISHED_EXTENT_BYTES = EXTENT_BYTES_MAX // 2
+FINISHED_EXTENT_BYTES = EXTENT_BYTES_MAX * 3 // 4
 """Segments whose extents are as large on average gain nothing from compaction."""
 FINISHED_LEVEL = 9
+CLEANED_LEVEL = 10
+"""Of extents whose records were compacted by key, up to their end."""
 LEVELS = 5
 """Levels that are compacted: 0 to 4."""
 SEGMENTS_PER_JOB_MAX = 1_024
@@ -54,6 +56,23 @@ class CompactionJob(msgspec.Struct, frozen=True):
     segments: tuple[SegmentSummary, ...]
 
 
+class CleanJob(msgspec.Struct, frozen=True):
+    """Compact a partition by key, as the configs of its topic say. Milliseconds."""
+
+    topic_id: TopicId
+    partition: int
+    dirty_ratio_min: float
+    """Share of bytes that were not cleaned yet, below which it is left alone."""
+    lag_ms_min: int
+    """Younger records are left alone."""
+    lag_ms_max: int
+    """Older records are not left alone, whatever their share."""
+    delete_retention_ms: int
+    """How long tombstones stay once they were cleaned."""
+    age_ms_min: int
+    """Extents committed later than so long ago are left alone: what Kafka's active segment is."""
+
+
 class ExtentSwap(msgspec.Struct, frozen=True):
     """Make a compacted segment's extents take the place of those that tile exactly the same offsets and lie in
     ``inputs``. Keyed by (agent epoch, ``sequence``) and by the ranges: repeating it changes nothing more.
@@ -83,6 +102,10 @@ class PlanLimits:
     min_age_ms: int
     wait_ms: int
 
+    def waited_ms(self, level: int) -> int:
+        """How long a run waits on ``level`` for company."""
+        return self.wait_ms * int(self.fan_in**level)
+
 
 def initial_level(live_bytes: int, live_extents: int) -> int:
     """Of a segment as it is committed."""
@@ -109,6 +132,7 @@ def plan(
     compacted now. No two jobs have a segment in common.
     """
     jobs: list[CompactionJob] = []
+    segments = _promoted(segments, now_ms, limits)
     for level in range(LEVELS - 1, -1, -1):
         # What is still to come from below belongs between the runs that are here: nothing younger is touched.
         below = [found[0].commit_ms for lower in range(level) if (found := segments.get(lower, ()))]
@@ -118,6 +142,20 @@ def plan(
                 return jobs
             jobs.append(job)
     return jobs
+
+
+def _promoted(
+    segments: Mapping[int, Sequence[SegmentSummary]], now_ms: int, limits: PlanLimits
+) -> dict[int, list[SegmentSummary]]:
+    """A run that is alone on its level, and has waited there for long, counts to the next: it need not be rewritten
+    to get there, and a log that rests ends in one run."""
+    levels = {level: list(segments.get(level, ())) for level in range(LEVELS)}
+    for level in range(LEVELS - 1):
+        alone = len({segment.commit_ms for segment in levels[level]}) == 1
+        if alone and levels[level][0].commit_ms <= now_ms - limits.waited_ms(level):
+            levels[level + 1] = sorted(levels[level] + levels[level + 1], key=lambda segment: segment.commit_ms)
+            levels[level] = []
+    return levels
 
 
 def _jobs(
@@ -143,8 +181,7 @@ def _jobs(
         if window.runs >= limits.fan_in if level else window.live_bytes >= limits.job_bytes:
             yield CompactionJob(level, tuple(window.segments))
             window = _Window()
-    waited_ms = limits.wait_ms * limits.fan_in**level
-    if window.runs > 1 and window.segments[0].commit_ms <= now_ms - waited_ms:
+    if window.runs > 1 and window.segments[0].commit_ms <= now_ms - limits.waited_ms(level):
         yield CompactionJob(level, tuple(window.segments))
 
 

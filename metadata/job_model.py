@@ -10,6 +10,8 @@ SWEEP_ORPHANS = "sweep-orphans"
 """The payload is a :class:`Sweep`, the result a :class:`Swept`."""
 COMPACT_SEGMENTS = "compact-segments"
 """The payload is a :class:`metadata.compaction.CompactionJob`, the result empty: what could be swapped was."""
+CLEAN_PARTITION = "clean-partition"
+"""The payload is a :class:`metadata.compaction.CleanJob`, the result empty."""
 SWEEP_PARTS = 16
 """A sweep of the whole bucket has so many parts: one for each prefix that segments' keys are spread over."""
 

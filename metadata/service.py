@@ -24,8 +24,9 @@ import structlog
 
 from metadata.agent_model import AgentDescription, AgentHeartbeat, AgentInfo, AgentRegistered, AgentRegistration
 from metadata.agent_watch import AgentWatch
+from metadata.cleaning_jobs import CleaningJobs
 from metadata.client import MetadataListener
-from metadata.compaction import ExtentSwap
+from metadata.compaction import CLEANED_LEVEL, ExtentSwap
 from metadata.compaction_jobs import CompactionJobs
 from metadata.coordinator import GroupCoordinator
 from metadata.garbage import DeadSegments, Orphans, find_orphans
@@ -147,7 +148,9 @@ class MetadataService:
             self._pipeline, self._time, lifecycle_settings, lambda: self._state, clock.now_ms, metrics
         )
         self._jobs.add(self._orphans)
-        self._jobs.add(CompactionJobs(store, clock, compaction_settings or CompactionSettings()))
+        compaction_settings = compaction_settings or CompactionSettings()
+        self._jobs.add(CompactionJobs(store, clock, compaction_settings))
+        self._jobs.add(CleaningJobs(lambda: self._visible.topics, self._high_watermark, clock, compaction_settings))
         metrics.topics.set_function(lambda: len(self._visible.topics))
         metrics.partitions.set_function(lambda: self._visible.partition_count)
         metrics.producers.set_function(lambda: self._state.producer_count)
@@ -306,6 +309,9 @@ class MetadataService:
 
     def _swapped(self, ranges: Sequence[RangeSwap]) -> None:
         self._visible.swap_extents([each.extent for each in ranges])
+        cleaned = [each.extent for each in ranges if each.extent.level == CLEANED_LEVEL]
+        if cleaned:  # others may go on being read as they were
+            self._listeners.tell(lambda listener: listener.extents_committed(cleaned))
         self._metrics.extents_swapped.inc(sum(each.count for each in ranges))
 
     # --- reads ------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ CompressionType = Literal["producer", "uncompressed", "gzip", "snappy", "lz4", "
 _OWN_SEGMENTS = "segments hold many partitions and are sealed by the ingest settings"
 _ALWAYS_DURABLE = "records are acknowledged only once they are durable in object storage"
 _NO_REPLICAS = "no partition is replicated between agents; the object store keeps the copies"
-_NO_COMPACTION = "topics are not compacted yet"
 _NO_TIERS = "all records are in object storage from the start; there is no local tier"
 _NO_LEVELS = "recompression uses each codec's default level"
 
@@ -29,8 +28,8 @@ _DEFINITIONS = (
         default="delete",
         choices=("compact", "delete"),
         documentation="What happens to old records: delete by age and size, compact by key, or both.",
-        support=Support.NOT_YET,
-        reason=f"delete is acted on, compact is not: {_NO_COMPACTION}; it already refuses records without a key",
+        support=Support.HONOURED,
+        reason="agents with the role jobs delete, and compact by key; compact refuses records without a key",
         broker_name="log.cleanup.policy",
     ),
     ConfigDefinition(
@@ -82,8 +81,8 @@ _DEFINITIONS = (
         default="86400000",
         minimum=0,
         documentation="How long the tombstones of a compacted topic are kept.",
-        support=Support.NOT_YET,
-        reason=_NO_COMPACTION,
+        support=Support.HONOURED,
+        reason="tombstones stay so long after the cleaning that first met them, and go with a later one, as in Kafka",
         broker_name="log.cleaner.delete.retention.ms",
     ),
     ConfigDefinition(
@@ -168,8 +167,8 @@ _DEFINITIONS = (
         default=str(LONG_MAX),
         minimum=1,
         documentation="The longest a record of a compacted topic may wait for compaction.",
-        support=Support.NOT_YET,
-        reason=_NO_COMPACTION,
+        support=Support.HONOURED,
+        reason="a log with an older record that is not compacted is compacted whatever its dirty share",
         broker_name="log.cleaner.max.compaction.lag.ms",
     ),
     ConfigDefinition(
@@ -219,8 +218,8 @@ _DEFINITIONS = (
         minimum=0,
         maximum=1,
         documentation="Share of a log that must be uncompacted before it is compacted.",
-        support=Support.NOT_YET,
-        reason=_NO_COMPACTION,
+        support=Support.HONOURED,
+        reason="of the bytes of a partition's extents, compressed",
         broker_name="log.cleaner.min.cleanable.ratio",
     ),
     ConfigDefinition(
@@ -229,8 +228,8 @@ _DEFINITIONS = (
         default="0",
         minimum=0,
         documentation="The least time a record of a compacted topic stays uncompacted.",
-        support=Support.NOT_YET,
-        reason=_NO_COMPACTION,
+        support=Support.HONOURED,
+        reason="extents with a younger record are left alone, and all behind them",
         broker_name="log.cleaner.min.compaction.lag.ms",
     ),
     ConfigDefinition(

@@ -345,6 +345,11 @@ class CompactionSettings(Section):
         description="Size of a compacted segment, but never more than an eighth of memory.budget_bytes. An agent "
         "holds twice as much while it compacts.",
     )
+    clean_interval_ms: int = Field(
+        15_000,
+        ge=100,
+        description="Partitions of topics with cleanup.policy=compact are looked at so often (log.cleaner.backoff.ms).",
+    )
     bytes_per_second_max: int = Field(
         64 * MIB, ge=64 * KIB, description="What an agent reads and writes for compaction, together."
     )

@@ -18,18 +18,22 @@ from agent.context import Agent, AgentIdentity
 from agent.drain import drain
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
+from agent.jobs.cleaning import CleanPartitions
 from agent.jobs.compaction import CompactSegments
 from agent.jobs.deletion import DeleteObjects, SweepOrphans
 from agent.jobs.metrics import JobMetrics
-from agent.jobs.runner import JobRunner
+from agent.jobs.runner import JobHandler, JobRunner
+from agent.jobs.swapping import Swapper
 from agent.membership import Membership
 from agent.metrics import AgentMetrics
 from agent.roster import Roster
 from agent.server import KafkaServer
 from agent.topics import TopicDirectory
+from ingest.compaction.cleaner import Cleaner
 from ingest.compaction.metrics import CompactionMetrics
-from ingest.compaction.rewrite import Rewriter, SegmentNames
+from ingest.compaction.rewrite import Rewriter
 from ingest.compaction.throttle import Throttle
+from ingest.compaction.write import SegmentNames
 from ingest.metrics import IngestMetrics
 from ingest.writer import SegmentWriter
 from metadata.agent_model import AgentInfo, AgentRegistration
@@ -214,7 +218,7 @@ class AgentProcess:
             [
                 DeleteObjects(store, metrics),
                 SweepOrphans(store, metadata, self._clock, metrics),
-                self._compaction(agent, store),
+                *self._compaction(agent, store),
             ],
             self._settings.jobs,
             lambda: agent.identity.agent_epoch,
@@ -226,21 +230,22 @@ class AgentProcess:
         self._jobs.start()
         parts.closes("jobs", self._jobs.stop)
 
-    def _compaction(self, agent: Agent, store: ObjectStore) -> CompactSegments:
-        parts, settings = self._parts, self._settings.compaction
+    def _compaction(self, agent: Agent, store: ObjectStore) -> list[JobHandler]:
+        """The handlers that rewrite segments. They share names, pace and memory."""
+        parts, settings, clock, metadata = self._parts, self._settings.compaction, self._clock, agent.metadata
         metrics = CompactionMetrics(parts.registry)
-        rewriter = Rewriter(
-            store,
-            SegmentNames(parts.entropy),
-            Throttle(settings.bytes_per_second_max, self._clock),
-            agent.budget,
-            self._clock,
-            metrics,
-            min(settings.segment_bytes_max, agent.budget.limit_bytes // COMPACTION_BUDGET_SHARE),
-        )
-        return CompactSegments(
-            store, agent.metadata, rewriter, lambda: agent.identity.agent_epoch, self._clock, metrics
-        )
+        names, throttle = SegmentNames(parts.entropy), Throttle(settings.bytes_per_second_max, clock)
+        segment_bytes_max = min(settings.segment_bytes_max, agent.budget.limit_bytes // COMPACTION_BUDGET_SHARE)
+        shared = (store, names, throttle, agent.budget, clock, metrics, segment_bytes_max)
+        swapper, turn = Swapper(store, metadata, clock, metrics), asyncio.Lock()
+
+        def agent_epoch() -> int:
+            return agent.identity.agent_epoch
+
+        return [
+            CompactSegments(metadata, Rewriter(*shared), swapper, agent_epoch, clock, turn),
+            CleanPartitions(metadata, Cleaner(*shared), swapper, agent_epoch, clock, turn),
+        ]
 
     async def _register(self, membership: Membership) -> None:
         """Ask for an epoch until there is one: metadata processes may be started after agents.

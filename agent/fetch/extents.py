@@ -73,6 +73,9 @@ class ExtentIndex:
         """New extents, in commit order."""
         partitions = self._partitions
         for extent in extents:
+            if extent.level:
+                self._forget_until(extent)
+                continue
             key = (extent.topic_id, extent.partition)
             state = partitions.get(key)
             if state is None:
@@ -158,6 +161,16 @@ class ExtentIndex:
         if state is not None:
             state.tail, state.tail_marks = [], []
             self._forget_window((topic_id, partition))
+
+    def _forget_until(self, extent: Extent) -> None:
+        """It took the place of others, some of whose records are gone: who wants them asks the service."""
+        key = (extent.topic_id, extent.partition)
+        self.generation += 1
+        self._forget_window(key)
+        state = self._partitions.get(key)
+        if state is not None:
+            count = bisect_right(state.tail, extent.last_offset, key=_base_offset)
+            del state.tail[:count], state.tail_marks[:count]
 
     def forget_partition(self, key: tuple[TopicId, int]) -> None:
         """Announcements of the partition are missed from now on, or were until now."""

@@ -133,7 +133,7 @@ class TimestampSearch:
         async with self._turn:
             self._budget.take("request", SEARCHED_BYTES_MAX)
             try:
-                walk = _walk(iterate_records(run.batch(index), SEARCHED_BYTES_MAX), timestamp_ms)
+                walk = _walk(iterate_records(run.batch(index), SEARCHED_BYTES_MAX, dense=False), timestamp_ms)
                 while (found := await _in_thread(walk)) is None:
                     pass
             except MalformedRecords:

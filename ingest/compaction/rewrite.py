@@ -8,62 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 
 import structlog
 
 from ingest.compacted_segment import (
-    COMPACTED_SEQUENCE_MIN,
-    EncodedCompactedSegment,
     PlacedExtent,
-    encode_compacted_segment,
 )
-from ingest.compaction.layout import Joined, ReadRange, fill_segments, join_extents, plan_reads
+from ingest.compaction.layout import Joined, fill_segments, join_extents, plan_reads
 from ingest.compaction.metrics import CompactionMetrics
 from ingest.compaction.place import Placer
+from ingest.compaction.read import ExtentReader
 from ingest.compaction.throttle import Throttle
-from ingest.segment import SegmentName
+from ingest.compaction.write import CompactedWriter, SegmentNames, WrittenSegment
 from ingest.segment_ending import SegmentCorrupt
 from metadata.compaction import EXTENT_BYTES_MAX, next_level
 from metadata.model import Extent
 from runtime.budget import Budget
-from runtime.clock import Clock, Entropy
+from runtime.clock import Clock
 from storage.store import ObjectStore
 
 _log = structlog.get_logger("tidelog.compaction")
 
 PURPOSE = "compaction"
-READS_AT_ONCE = 4
 BUDGET_PAUSE_SECONDS = 0.2
 """Between two looks whether clients have left room again."""
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenSegment:
-    """A compacted segment that is durable, and for each of its extents those it was made of."""
-
-    sequence: int
-    segment_key: str
-    byte_length: int
-    level: int
-    extents: tuple[Extent, ...]
-    replaces: tuple[tuple[Extent, ...], ...]
-
-
-class SegmentNames:
-    """Numbers compacted segments within an agent epoch. One for a process."""
-
-    def __init__(self, entropy: Entropy) -> None:
-        self._writer = int.from_bytes(entropy.uuid_bytes()[:4], "big")
-        self._agent_epoch = -1
-        self._next = 0
-
-    def next(self, agent_epoch: int) -> SegmentName:
-        if agent_epoch != self._agent_epoch:
-            self._agent_epoch, self._next = agent_epoch, COMPACTED_SEQUENCE_MIN
-        name = SegmentName(agent_epoch, self._next, 0, self._writer)
-        self._next += 1
-        return name
 
 
 class Rewriter:
@@ -79,9 +47,9 @@ class Rewriter:
         metrics: CompactionMetrics,
         segment_bytes_max: int,
     ) -> None:
-        self._store = store
         self._names = names
-        self._throttle = throttle
+        self._writer = CompactedWriter(store, throttle, clock, metrics)
+        self._reader = ExtentReader(store, throttle, metrics)
         self._budget = budget
         self._clock = clock
         self._metrics = metrics
@@ -109,7 +77,7 @@ class Rewriter:
                 yield written
 
     async def _rewrite_group(self, group: Sequence[Joined], level: int, agent_epoch: int) -> WrittenSegment | None:
-        data = await self._read(plan_reads(group))
+        data = await self._reader.read(plan_reads(group))
         made: list[PlacedExtent] = []
         sources: list[tuple[Extent, ...]] = []
         for joined in group:
@@ -123,33 +91,7 @@ class Rewriter:
         byte_length = sum(each.byte_length for each in made)
         new_level = next_level(level, byte_length, len(made))
         name = self._names.next(agent_epoch)
-        encoded = encode_compacted_segment(agent_epoch, name.sequence, self._clock.now_ms(), new_level, made)
-        await self._throttle.spend(encoded.byte_length)
-        await self._store.put(name.key, encoded.chunks, encoded.crc32c)
-        self._metrics.bytes_written.inc(encoded.byte_length)
-        self._metrics.segments_written.inc()
-        extents = _extents(encoded, name.key, new_level)
-        return WrittenSegment(name.sequence, name.key, encoded.byte_length, new_level, extents, tuple(sources))
-
-    async def _read(self, ranges: Sequence[ReadRange]) -> dict[tuple[str, int], memoryview]:
-        """The bytes of every extent of ``ranges``, by segment key and position; too few where an object ends early."""
-        turns = asyncio.Semaphore(READS_AT_ONCE)
-        found: dict[tuple[str, int], memoryview] = {}
-
-        async def read(wanted: ReadRange) -> None:
-            async with turns:
-                await self._throttle.spend(wanted.length)
-                view = memoryview(await self._store.get(wanted.segment_key, wanted.start, wanted.length))
-            self._metrics.reads.inc()
-            self._metrics.bytes_read.inc(len(view))
-            for extent in wanted.extents:
-                begin = extent.byte_position - wanted.start
-                found[wanted.segment_key, extent.byte_position] = view[begin : begin + extent.byte_length]
-
-        for outcome in await asyncio.gather(*map(read, ranges), return_exceptions=True):
-            if outcome is not None:
-                raise outcome
-        return found
+        return await self._writer.write(name, new_level, made, sources)
 
     async def _place(self, joined: Joined, data: dict[tuple[str, int], memoryview]) -> PlacedExtent | None:
         first = joined.extents[0]
@@ -171,21 +113,3 @@ class Rewriter:
             _log.error("compaction_found_damage", error=str(error), partition=first.partition)
             return None
         return placed
-
-
-def _extents(encoded: EncodedCompactedSegment, segment_key: str, level: int) -> tuple[Extent, ...]:
-    return tuple(
-        Extent(
-            each.topic_id,
-            each.partition,
-            each.base_offset,
-            each.last_offset,
-            segment_key,
-            each.byte_position,
-            each.byte_length,
-            each.max_timestamp_ms,
-            each.commit_ms,
-            level,
-        )
-        for each in encoded.extents
-    )

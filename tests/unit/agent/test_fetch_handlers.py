@@ -293,12 +293,12 @@ async def test_only_one_batch_is_walked_at_a_time_and_not_for_a_client_that_left
     )
     walking, most, steps = 0, 0, 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal walking, most, steps
         walking += 1
         most = max(most, walking)
         try:
-            for record in iterate_records(*arguments):
+            for record in iterate_records(*arguments, **named):
                 steps += 1
                 yield record
         finally:

@@ -62,6 +62,19 @@ def test_runs_that_wait_for_more_do_so_for_longer_on_each_level() -> None:
     assert plan({1: runs[:1]}, (), 10**12, LIMITS, 9) == [], "one alone gains nothing"
 
 
+def test_one_that_waited_alone_is_taken_along_by_the_level_above() -> None:
+    old, lone = summary(1, 2, commit_ms=10), [summary(n, 1, commit_ms=20) for n in (2, 3)]
+    waited = 20 + 4 * 600_000
+    assert plan({1: lone, 2: [old]}, (), waited + 10 * 600_000, LIMITS, 9) == []
+    (job,) = plan({1: lone, 2: [old]}, (), 20 + 16 * 600_000, LIMITS, 9)
+    assert (job.level, [segment.sequence for segment in job.segments]) == (2, [1, 2, 3])
+    more = [summary(n, 2, commit_ms=n) for n in (10, 11, 12)]
+    (job,) = plan({1: lone, 2: more}, (), waited, LIMITS, 9)
+    assert [segment.sequence for segment in job.segments] == [10, 11, 12, 2, 3], "it makes them enough"
+    assert plan({1: lone, 2: more}, (), waited - 1, LIMITS, 9) == []
+    assert plan({1: lone, 2: [old]}, {(1, 3)}, 10**12, LIMITS, 9) == [], "not what is being compacted"
+
+
 def test_what_lies_on_both_sides_of_a_busy_segment_is_not_joined() -> None:
     segments = {0: [summary(n) for n in range(17)]}
     assert numbers(plan(segments, {(1, 5)}, 200_000, LIMITS, 9)) == [list(range(6, 14))]
@@ -101,8 +114,8 @@ def test_segments_of_large_extents_are_finished_wherever_they_come_from() -> Non
     assert initial_level(8 * MIB, 1) == FINISHED_LEVEL
     assert initial_level(8 * MIB, 3) == 0
     assert initial_level(0, 0) == 0
-    assert next_level(0, 64 * MIB, 17) == 1
-    assert next_level(0, 64 * MIB, 16) == FINISHED_LEVEL
+    assert next_level(0, 64 * MIB, 11) == 1
+    assert next_level(0, 64 * MIB, 10) == FINISHED_LEVEL
     assert next_level(LEVELS - 1, 1, 1) == FINISHED_LEVEL
 
 

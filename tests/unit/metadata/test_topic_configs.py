@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from metadata.cleaning_jobs import cleaning_policy
 from metadata.config_definitions import LONG_MAX, ConfigType, Support
 from metadata.retention import retention_policy
 from metadata.topic_configs import TOPIC_CONFIGS, TopicPolicy, effective, topic_policy, validate_topic_configs
@@ -142,11 +143,20 @@ def test_the_policy_follows_what_is_set() -> None:
 
 def test_every_honoured_row_reaches_the_policy() -> None:
     """A row that claims to be honoured but changes nothing would be a lie to whoever reads it."""
-    changed = {ConfigType.INT: "7", ConfigType.LONG: "7", ConfigType.STRING: ""}
+    changed = {
+        ConfigType.INT: "7",
+        ConfigType.LONG: "7",
+        ConfigType.DOUBLE: "0.7",
+        ConfigType.STRING: "",
+        ConfigType.LIST: "",
+    }
     for row in TOPIC_CONFIGS.values():
         if row.support is Support.HONOURED:
             value = changed[row.kind] or next(choice for choice in row.choices if choice != row.default)
-            policies = [(topic_policy(configs), retention_policy(configs)) for configs in ({row.name: value}, {})]
+            policies = [
+                (topic_policy(configs), retention_policy(configs), cleaning_policy(configs))
+                for configs in ({row.name: value}, {})
+            ]
             assert policies[0] != policies[1], row.name
 
 

@@ -116,3 +116,17 @@ def test_tail_and_windows_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [bases(index, 0, 1, partition) for partition in range(2, 6)] == [None, None, [0], [0]]
     index.forget_extents(TOPIC, 5)
     assert bases(index, 0, 1, 5) is None
+
+
+def test_an_extent_that_took_the_place_of_others_is_not_new_but_makes_them_forgotten() -> None:
+    index = ExtentIndex(10_000)
+    index.announce([extent(0), extent(10), extent(20), extent(30)])
+    generation = index.generation
+    index.announce([Extent(TOPIC, 0, 0, 19, "compacted", 0, 50, 0, 0, 10)])
+    state = index.get(TOPIC, 0)
+    assert state is not None and state.high_watermark == 40
+    assert bases(index, 5, 10_000) is None, "the service is asked"
+    assert bases(index, 20, 10_000) == [20, 30]
+    assert index.generation != generation, "what was asked for before must not be learned"
+    index.announce([extent(40)])
+    assert bases(index, 25, 10_000) == [20, 30, 40]

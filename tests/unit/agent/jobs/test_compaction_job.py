@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agent.jobs import compaction
+from agent.jobs import swapping
 from agent.jobs.compaction import CompactSegments
+from agent.jobs.swapping import Swapper
 from ingest.compaction.metrics import CompactionMetrics
-from ingest.compaction.rewrite import Rewriter, SegmentNames
+from ingest.compaction.rewrite import Rewriter
 from ingest.compaction.throttle import Throttle
+from ingest.compaction.write import SegmentNames
 from ingest.segment import PartitionRun, check_segment, encode_segment
+from metadata.client import MetadataClient
 from metadata.compaction import CompactionJob, ExtentSwap
 from metadata.job_model import COMPACT_SEGMENTS, JobLease
 from metadata.model import Extent, ExtentsQuery, Fenced, MetadataUnavailable, SegmentCommit
@@ -75,14 +79,9 @@ class World:
             metrics,
             64 << 20,
         )
-        self.handler = CompactSegments(
-            self.store,
-            self.metadata,  # type: ignore[arg-type]
-            rewriter,
-            lambda: self.epoch,
-            SystemClock(),
-            metrics,
-        )
+        client = cast("MetadataClient", self.metadata)
+        swapper = Swapper(self.store, client, SystemClock(), metrics)
+        self.handler = CompactSegments(client, rewriter, swapper, lambda: self.epoch, SystemClock(), asyncio.Lock())
 
     async def start(self) -> None:
         self.epoch = (await self.service.register_agent(registration())).agent_epoch
@@ -127,7 +126,7 @@ class World:
 
 @pytest.fixture
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    monkeypatch.setattr(compaction, "SWAP_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(swapping, "SWAP_PAUSE_SECONDS", 0.01)
     clock = SettableClock()
     async with running_service(MemoryMetadataStore(), clock, compaction=EAGER) as service:
         world = World(service, clock)

@@ -10,8 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from ingest.compacted_segment import COMPACTED_SEQUENCE_MIN, CompactedFooter
 from ingest.compaction.metrics import CompactionMetrics
-from ingest.compaction.rewrite import PURPOSE, Rewriter, SegmentNames, WrittenSegment
+from ingest.compaction.rewrite import PURPOSE, Rewriter
 from ingest.compaction.throttle import Throttle
+from ingest.compaction.write import SegmentNames, WrittenSegment
 from ingest.compression import iterate_records
 from ingest.segment import PartitionRun, check_segment, encode_segment, parse_segment_key
 from metadata.compaction import FINISHED_LEVEL
@@ -40,10 +41,11 @@ class World:
         self.extents: list[Extent] = []
         self.values: dict[int, list[bytes]] = {}
         self._sequence = 0
+        self.throttle = Throttle(bytes_per_second, clock)
         self.rewriter = Rewriter(
             self.store,
             SegmentNames(SeededEntropy(1)),
-            Throttle(bytes_per_second, clock),
+            self.throttle,
             self.budget,
             clock,
             CompactionMetrics(self.registry),
@@ -184,7 +186,7 @@ async def test_bytes_are_moved_no_faster_than_allowed() -> None:
     clock = VirtualClock()
     began = clock.monotonic()
     await world.rewrite()
-    await world.rewriter._throttle.spend(0)
+    await world.throttle.spend(0)
     assert clock.monotonic() - began == pytest.approx(0.5, rel=0.01), "a quarter of a mebibyte read, as much written"
 
 
