@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import IO
 
 LANES: dict[str, tuple[list[str], int]] = {
-    "whole processes, timed": (["tests/e2e", "-m", "timed"], 0),
+    "timed": (["tests", "-m", "timed"], 0),
     "whole processes": (["tests/e2e", "-m", "not timed"], 5),
-    "everything else": (["tests", "--ignore", "tests/e2e"], 10),
+    "everything else": (["tests", "--ignore", "tests/e2e", "-m", "not timed"], 10),
 }
 """What pytest is given, and how far it steps back (``nice``)."""
 OPTIONS = ["-q", "--durations", "20"]

@@ -20,7 +20,7 @@ from tests.support.cluster import TidelogProcess
 from tests.support.connections import frame, produce
 from tests.support.raw_kafka import RawKafka, record_batch, records
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timed]
 
 SETTINGS = {
     "INGEST__LINGER_MS": "5",

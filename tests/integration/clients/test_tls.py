@@ -350,6 +350,7 @@ def test_wrong_files_stop_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_ten_thousand_that_never_speak(tidelog: Callable[..., TidelogProcess], tmp_path: Path, unique: Unique) -> None:
     authority = Authority(tmp_path)
     process = tidelog(settings={**FAST_SETTINGS, **authority.issue("server").settings(), "TLS__HANDSHAKE_MS": "60000"})
