@@ -16,7 +16,7 @@ import structlog
 
 from metadata.compaction import SegmentSummary
 from metadata.model import Extent, TopicId
-from metadata.store import postgres_compaction, postgres_reader
+from metadata.store import postgres_compaction, postgres_reader, postgres_tables
 from metadata.store import postgres_leadership as leadership
 from metadata.store.migrations import READ_REVISION, needs_migration
 from metadata.store.port import (
@@ -29,7 +29,9 @@ from metadata.store.port import (
     StoreUnavailable,
 )
 from metadata.store.postgres_connections import Connection, Pool, PostgresServer
+from metadata.store.postgres_tables import PostgresView
 from metadata.store.postgres_writer import PostgresWriter, purge
+from metadata.store.tables import Row, Table
 from runtime.clock import Clock
 from runtime.tasks import Supervisor
 
@@ -134,6 +136,7 @@ class PostgresMetadataStore:
             await self._lead(2 * self._lease_ms / 1000)
             self._tasks.start("metadata-renew", self._keep_renewing())
         async with self._writing("opened") as connection:
+            await postgres_tables.check_not_restoring(connection)
             await connection.execute(
                 "INSERT INTO meta SELECT 'cluster_id', $1 FROM"
                 " (SELECT FROM leader WHERE generation = $2 FOR SHARE) AS leads ON CONFLICT DO NOTHING",
@@ -200,6 +203,31 @@ class PostgresMetadataStore:
     async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
         async with self._reading() as pool:
             return await postgres_compaction.find_ranges(pool, ranges)
+
+    def generation(self) -> int:
+        return self._generation or 0
+
+    async def view(self) -> PostgresView:
+        view = PostgresView(self._server)
+        await view.connect()
+        return view
+
+    async def begin_restore(self, name: str) -> bool:
+        await self._lead(2 * self._lease_ms / 1000)
+        self._tasks.start("metadata-renew", self._keep_renewing())
+        async with self._writing("restored") as connection:
+            return await postgres_tables.begin_restore(connection, self._leading(), name)
+
+    async def load_rows(self, table: Table, rows: Sequence[Row]) -> None:
+        try:
+            async with self._writing("restored") as connection:
+                await postgres_tables.load_rows(connection, self._leading(), table, rows)
+        except ValueError as error:
+            raise StoreUnavailable(f"{self._server.name} cannot be restored: {error}") from error
+
+    async def end_restore(self, generation: int) -> None:
+        async with self._writing("restored") as connection:
+            await postgres_tables.end_restore(connection, self._leading(), generation)
 
     async def close(self) -> None:
         """Finish a write that is under way, within some seconds, and give up the lock. Idempotent."""

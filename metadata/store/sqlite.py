@@ -20,10 +20,12 @@ import structlog
 
 from metadata.compaction import SegmentSummary
 from metadata.model import Extent, TopicId
-from metadata.store import sqlite_compaction, sqlite_reader
+from metadata.store import sqlite_compaction, sqlite_reader, sqlite_tables
 from metadata.store.migrations import READ_REVISION, needs_migration
 from metadata.store.port import Change, DeadSegment, OffsetRange, SegmentTotals, StoreSnapshot, StoreUnavailable
+from metadata.store.sqlite_tables import SqliteView
 from metadata.store.sqlite_writer import SqliteWriter, purge
+from metadata.store.tables import Row, Table
 
 _log = structlog.get_logger("tidelog.metadata.sqlite")
 
@@ -68,6 +70,7 @@ class SqliteMetadataStore:
         self._connection: sqlite3.Connection | None = None
         self._writer: SqliteWriter | None = None
         self._lock: int | None = None
+        self._generation = 0
         self._closing = False
         # Of the read thread:
         self._reader: sqlite3.Connection | None = None
@@ -140,6 +143,33 @@ class SqliteMetadataStore:
     async def find_ranges(self, ranges: Sequence[OffsetRange]) -> list[list[Extent]]:
         return await self._read(lambda reader: sqlite_compaction.find_ranges(reader, ranges))
 
+    def generation(self) -> int:
+        return self._generation
+
+    async def view(self) -> SqliteView:
+        view = SqliteView(self._path)
+        await view.connect()
+        return view
+
+    async def begin_restore(self, name: str) -> bool:
+        await self.lead()
+        return await self._on(
+            self._write_thread, "restored", lambda: sqlite_tables.begin_restore(self._to_restore(), name)
+        )
+
+    async def load_rows(self, table: Table, rows: Sequence[Row]) -> None:
+        try:
+            await self._on(
+                self._write_thread, "restored", lambda: sqlite_tables.load_rows(self._to_restore(), table, rows)
+            )
+        except ValueError as error:
+            raise StoreUnavailable(f"{self._path} cannot be restored: {error}") from error
+
+    async def end_restore(self, generation: int) -> None:
+        await self._on(
+            self._write_thread, "restored", lambda: sqlite_tables.end_restore(self._to_restore(), generation)
+        )
+
     async def close(self) -> None:
         """Finish what was submitted, close the file and give up the lock. Idempotent."""
         if self._closing:
@@ -185,7 +215,8 @@ class SqliteMetadataStore:
                 _migrate(self._connection)
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{self._path} cannot be opened: {error}") from error
-            return int(self._connection.execute(_NEXT_GENERATION).fetchone()[0])
+            self._generation = int(self._connection.execute(_NEXT_GENERATION).fetchone()[0])
+            return self._generation
         except BaseException:
             self._close()
             raise
@@ -195,12 +226,18 @@ class SqliteMetadataStore:
             self._lead()
         assert self._connection is not None
         try:
+            sqlite_tables.check_not_restoring(self._connection)
             self._connection.execute("INSERT OR IGNORE INTO meta VALUES ('cluster_id', ?)", (new_cluster_id,))
             snapshot = self._load(self._connection)
         except BaseException:
             self._close()
             raise
         return snapshot
+
+    def _to_restore(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreUnavailable(f"{self._path} is not open")
+        return self._connection
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
