@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -137,6 +137,8 @@ class CommandPipeline:
         self._writing = False
         self._wake = asyncio.Event()
         self._on_reload: list[Callable[[StoreSnapshot], None]] = []
+        self._on_written: list[Callable[[Sequence[Change]], None]] = []
+        self._between: deque[tuple[Callable[[], Awaitable[Any]], asyncio.Future[Any]]] = deque()
         self._driver: asyncio.Task[None] | None = None
         self._stopping = False
         self._problem: str | None = None
@@ -147,6 +149,10 @@ class CommandPipeline:
         It must rebuild its part of the state from the snapshot alone, and must not raise.
         """
         self._on_reload.append(callback)
+
+    def on_written(self, callback: Callable[[Sequence[Change]], None]) -> None:
+        """Call ``callback`` with the changes of each write that has become durable, in order. It must not raise."""
+        self._on_written.append(callback)
 
     @property
     def started(self) -> bool:
@@ -207,9 +213,25 @@ class CommandPipeline:
             self._wake.set()
         return await answer
 
+    async def between_writes(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await ``work`` at a moment when nothing is being written, and everything written is durable and was told.
+
+        Commands wait meanwhile: it must be short. Its errors are the caller's.
+
+        :raises MetadataUnavailable: the pipeline has stopped.
+        """
+        self.check_running()
+        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._between.append((work, answer))
+        self._wake.set()
+        return await answer
+
     async def _drive(self) -> None:
         try:
             while True:
+                if self._between:
+                    await self._work_between(*self._between.popleft())
+                    continue
                 if not (self._queue or self._next):
                     if self._stopping:
                         return
@@ -223,6 +245,17 @@ class CommandPipeline:
         finally:
             self._undecide()
             self._fail_queued(self._problem or "the metadata service has stopped")
+
+    async def _work_between(self, work: Callable[[], Awaitable[Any]], answer: asyncio.Future[Any]) -> None:
+        if answer.done():
+            return
+        try:
+            _settle(answer, await work())
+        except asyncio.CancelledError:
+            _settle(answer, MetadataUnavailable("the metadata service has stopped"))
+            raise
+        except Exception as error:
+            _settle(answer, error)
 
     def _decide_queued(self) -> None:
         """Decide as many of the queued commands as the next write takes."""
@@ -256,6 +289,9 @@ class CommandPipeline:
             self._undecide()
             await self._recover(broken)
             return
+        if changes:
+            for callback in self._on_written:
+                callback(changes)
         group.answer()
 
     def _undecide(self) -> None:
@@ -296,6 +332,8 @@ class CommandPipeline:
             callback(snapshot)
 
     def _fail_queued(self, why: str) -> None:
+        while self._between:
+            _settle(self._between.popleft()[1], MetadataUnavailable(why))
         while self._queue:
             _settle(self._queue.popleft()[1], MetadataUnavailable(why))
 

@@ -45,6 +45,7 @@ from metadata.group_model import (
 )
 from metadata.job_model import JobLease, SweptObject
 from metadata.job_service import JobService
+from metadata.journal.journal import Journal
 from metadata.lifecycle import Purger, SegmentCounts, SteadyTime
 from metadata.listeners import Listeners, MetadataSubscription
 from metadata.metrics import MetadataMetrics
@@ -108,9 +109,11 @@ class MetadataService:
         agent_settings: AgentsSettings,
         lifecycle_settings: LifecycleSettings | None = None,
         compaction_settings: CompactionSettings | None = None,
+        journal: Journal | None = None,
     ) -> None:
         lifecycle_settings = lifecycle_settings or LifecycleSettings()
         self._store = store
+        self._journal = journal
         self._clock = clock
         self._entropy = entropy
         self._supervisor = supervisor
@@ -163,6 +166,12 @@ class MetadataService:
         """
         cluster_id = base64.urlsafe_b64encode(self._entropy.uuid_bytes()).decode().rstrip("=")
         snapshot = await self._pipeline.start(self._supervisor, cluster_id)
+        if self._journal is not None:
+            is_empty = not (snapshot.topics or snapshot.agents or snapshot.counters or snapshot.groups)
+            await self._journal.prepare(snapshot.cluster_id, is_empty)
+            self._journal.start(self._supervisor, self._pipeline.between_writes)
+            self._pipeline.on_written(self._journal.written)
+            self._pipeline.on_reload(lambda _: self._journal_gap())
         await self._groups.start()
         self._agents.start()
         self._purger.start(self._supervisor)
@@ -176,6 +185,8 @@ class MetadataService:
         """Finish what was decided and close the store. Idempotent."""
         await self._groups.stop()
         await self._pipeline.stop()
+        if self._journal is not None:
+            await self._journal.stop()
         await self._store.close()
 
     @property
@@ -186,6 +197,14 @@ class MetadataService:
     def problem(self) -> str | None:
         """Why nothing can be committed now, None when all is well."""
         return self._pipeline.problem()
+
+    def journal_state(self) -> str:
+        """Whether the bucket alone would be enough to build the metadata anew, in words."""
+        return "off" if self._journal is None else self._journal.state()
+
+    def _journal_gap(self) -> None:
+        if self._journal is not None:
+            self._journal.gap()
 
     async def _run_once(self, call_id: str, kind: Any, decide: Callable[[Transaction], T]) -> T:
         """Run ``decide``, whose answer has the type ``kind``; a call that was answered before gets that answer."""

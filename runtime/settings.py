@@ -363,6 +363,30 @@ class LeadershipSettings(Section):
     )
 
 
+class JournalSettings(Section):
+    """The metadata in the bucket: enough to build the database anew (docs/operations.md)."""
+
+    enabled: bool = Field(
+        True, description="Write it. For `tidelog metadata` only where storage is set, the same as the agents'."
+    )
+    interval_ms: int = Field(
+        1_000, ge=10, le=600_000, description="What became durable is put into the bucket after so long at the latest."
+    )
+    entry_bytes: int = Field(
+        4 * MIB, ge=4 * KIB, le=64 * MIB, description="Or at this size, before compression, whichever comes first."
+    )
+    buffer_bytes_max: int = Field(
+        64 * MIB,
+        ge=MIB,
+        description="Held while the bucket is away; what exceeds it is dropped, and a snapshot follows.",
+    )
+    snapshot_bytes_min: int = Field(
+        64 * MIB,
+        ge=64 * KIB,
+        description="A new snapshot is made when the entries since the last one are larger than that, and than this.",
+    )
+
+
 class TlsSettings(Section):
     """TLS for the Kafka listener; files are read again when they change, without a restart."""
 
@@ -460,6 +484,7 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     compaction: CompactionSettings = CompactionSettings()
     leadership: LeadershipSettings = LeadershipSettings()
+    journal: JournalSettings = JournalSettings()
     tls: TlsSettings = TlsSettings()
     routing: RoutingSettings = RoutingSettings()
     log: LogSettings = LogSettings()

@@ -141,6 +141,7 @@ class AgentProcess:
             metrics=StorageMetrics(parts.registry),
         )
         parts.closes("store", store.close)
+        parts.object_store = store
         await self._check(store)
         self.storage_name = store.name
         metadata = await self._open_metadata(parts)

@@ -24,6 +24,7 @@ from agent.wire.apis import APIS
 from ingest.compaction.metrics import CompactionMetrics
 from ingest.metrics import IngestMetrics
 from metadata.config_definitions import Support
+from metadata.journal.metrics import JournalMetrics
 from metadata.metrics import MetadataMetrics
 from metadata.rpc.metrics import RpcClientMetrics, RpcServerMetrics
 from metadata.topic_configs import TOPIC_CONFIGS
@@ -84,6 +85,7 @@ def metrics() -> str:
         ("Compaction", CompactionMetrics),
         ("Storage", StorageMetrics),
         ("Metadata", MetadataMetrics),
+        ("Journal", JournalMetrics),
         ("Metadata calls, served", RpcServerMetrics),
         ("Metadata calls, made", RpcClientMetrics),
         ("Consumer groups", lambda registry: GroupMetrics(registry, SystemClock())),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 from agent.file_limit import raise_file_limit
+from metadata.journal.metrics import JournalMetrics
 from metadata.leadership import Leadership
 from metadata.metrics import MetadataMetrics
 from metadata.model import MetadataUnavailable
@@ -21,8 +22,11 @@ from metadata.store.port import MetadataStore
 from runtime.clock import Clock, Entropy
 from runtime.settings import Settings, SettingsError, parse_address, without_password
 from runtime.tasks import Supervisor
+from storage.factory import open_store
+from storage.metrics import StorageMetrics
 from tidelog.cluster_page import ClusterPage
 from tidelog.group_metrics import GroupMetrics
+from tidelog.journal import open_journal
 from tidelog.parts import ProcessParts
 from tidelog.serve import run_process
 
@@ -43,6 +47,7 @@ class MetadataProcess:
         secret = None if settings.secret is None else settings.secret.get_secret_value()
         self._server = RpcServer(clock, RpcServerMetrics(parts.registry), secret)
         self._metrics = MetadataMetrics(parts.registry)
+        self._journal_metrics = JournalMetrics(parts.registry)
         self._group_metrics = GroupMetrics(parts.registry, clock)
         self._leadership: Leadership | None = None
         self.address = ""
@@ -51,6 +56,7 @@ class MetadataProcess:
         """Listen, and begin to wait for leadership. On an error everything started so far is stopped again.
 
         :raises runtime.settings.SettingsError: the address or the store's URL is wrong.
+        :raises storage.store.StorageRefused: the folder of a ``file://`` storage cannot be used.
         :raises OSError: the address cannot be bound.
         """
         settings, parts = self._settings, self._parts
@@ -59,6 +65,16 @@ class MetadataProcess:
             store = self._open_store()
         except MetadataUrlError as error:
             raise SettingsError(f"metadata = {without_password(settings.metadata_url())!r}: {error}") from error
+        if settings.storage is not None:
+            bucket = open_store(
+                settings.storage,
+                s3=settings.s3,
+                clock=parts.clock,
+                entropy=parts.entropy,
+                metrics=StorageMetrics(parts.registry),
+            )
+            parts.object_store = bucket
+            parts.closes("store", bucket.close)
         in_memory = store if isinstance(store, MemoryMetadataStore) else None
         self._leadership = leadership = Leadership(
             lambda: in_memory or self._open_store(),
@@ -74,6 +90,7 @@ class MetadataProcess:
         ClusterPage(self._server, parts.clock).add_routes(parts.http.app)
         parts.http.before_scrape(self._refresh_groups)
         parts.health.add_fact("role", lambda: "standby" if self._server.term is None else "leader")
+        parts.health.add_fact("journal", self._journal_state)
         parts.health.add_readiness("metadata", self._problem)
         try:
             self.address = f"{host}:{await parts.http.start(host, port)}"
@@ -84,6 +101,11 @@ class MetadataProcess:
         parts.closes("leadership", leadership.stop)
         leadership.start()
         parts.health.started()
+
+    @property
+    def bucket(self) -> str | None:
+        """Where the journal goes."""
+        return None if self._parts.object_store is None else self._parts.object_store.name
 
     async def drain(self) -> None:
         """Make room for a standby: finish what was decided, and close the store."""
@@ -112,7 +134,12 @@ class MetadataProcess:
             settings.agents,
             settings.lifecycle,
             settings.compaction,
+            open_journal(parts.object_store, store, settings.journal, parts.clock, self._journal_metrics),
         )
+
+    def _journal_state(self) -> str:
+        term = self._server.term
+        return "standby" if term is None else term.service.journal_state()
 
     def _forget(self) -> None:
         self._metrics.forget_state()
@@ -146,6 +173,7 @@ def _print_banner(process: MetadataProcess, settings: Settings, seconds: float) 
         f"Tidelog {version('tidelog')} metadata is ready after {seconds:.2f} s\n"
         f"  HTTP      http://{process.address}  /rpc /watch /cluster /healthz /readyz /metrics\n"
         f"  store     {without_password(settings.metadata_url())}\n"
+        f"  journal   {'off: no --storage' if process.bucket is None else process.bucket}\n"
         f"  secret    {'not set: anyone who reaches the address may call' if settings.secret is None else 'required'}\n"
         f"\nGive agents all metadata processes: --metadata http://{process.address},http://...\n"
         f"Ctrl-C stops; a standby takes over at once.",

@@ -18,6 +18,7 @@ from runtime.health import Health
 from runtime.http import HttpServer
 from runtime.settings import Settings
 from runtime.tasks import Supervisor
+from storage.store import ObjectStore
 
 _log = structlog.get_logger("tidelog.process")
 
@@ -42,6 +43,8 @@ class ProcessParts:
         self.health = Health()
         self.http = HttpServer(self.health, self.registry, clock)
         self.supervisor = Supervisor(on_failure)
+        self.object_store: ObjectStore | None = None
+        """Of a process that has one; closed with it."""
         self._closers: list[tuple[str, Callable[[], Awaitable[None]]]] = []
 
     def closes(self, name: str, close: Callable[[], Awaitable[None]]) -> None:

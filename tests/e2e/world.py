@@ -73,6 +73,6 @@ class World:
 
 
 def leaked_files(data: Path) -> list[str]:
-    """Every file under ``data`` but the metadata's and whole segments: there must be none while nothing is uploaded."""
+    """Every file but the metadata's, its journal's and whole segments: there are none while nothing is uploaded."""
     names = [str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()]
-    return [name for name in names if not name.startswith(("metadata.sqlite", "objects/segments/"))]
+    return [name for name in names if not name.startswith(("metadata.sqlite", "objects/segments/", "objects/meta/"))]

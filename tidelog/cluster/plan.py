@@ -150,7 +150,8 @@ def plan_agent(zone: str, group: str, others: Sequence[AgentPlan], ports: Ports)
 
 def metadata_command(plan: MetadataPlan, spec: ClusterSpec) -> list[str]:
     """As an operator would type it."""
-    return [*_tidelog("metadata"), "--listen", plan.listen, "--store", spec.metadata_store_url()]
+    command = [*_tidelog("metadata"), "--listen", plan.listen, "--store", spec.metadata_store_url()]
+    return [*command, "--storage", spec.storage_url()]
 
 
 def agent_command(plan: AgentPlan, spec: ClusterSpec, metadata: Sequence[MetadataPlan]) -> list[str]:

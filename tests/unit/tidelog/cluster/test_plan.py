@@ -60,6 +60,7 @@ def test_commands_are_what_an_operator_would_type() -> None:
     agent = plan_agent("a", "tls", [], ports)
     assert " ".join(metadata_command(metadata[0], SPEC)[2:]) == (
         "tidelog metadata --listen 127.0.0.1:9492 --store sqlite:////data/metadata.sqlite"
+        " --storage file:///data/objects"
     )
     assert " ".join(agent_command(agent, SPEC, metadata)[2:]) == (
         "tidelog agent --metadata http://127.0.0.1:9492,http://127.0.0.1:9493 --storage file:///data/objects "
