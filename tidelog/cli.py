@@ -15,12 +15,27 @@ from runtime.clock import SystemClock
 from runtime.configuration import load_settings
 from runtime.settings import Settings, SettingsError
 from storage.urls import parse_storage_url
-from tidelog import group, records, topic
+from tidelog import group, records, segment, topic
 from tidelog.client import key_values
 from tidelog.cluster import command as cluster
+from tidelog.fsck.command import fsck
+from tidelog.restore.command import restore
 
 WRONG_SETTING = 2
-COMMANDS = ("up", "agent", "metadata", "cluster", "demo", "topic", "produce", "consume", "group")
+COMMANDS = (
+    "up",
+    "agent",
+    "metadata",
+    "cluster",
+    "demo",
+    "topic",
+    "produce",
+    "consume",
+    "group",
+    "segment",
+    "fsck",
+    "restore",
+)
 
 
 class Shipper(enum.StrEnum):
@@ -48,6 +63,9 @@ app = typer.Typer(
 app.add_typer(cluster.app, name="cluster", short_help="Start a whole cluster here; show what a cluster does.")
 app.add_typer(topic.app, name="topic", short_help="Create, list, describe, configure, grow and delete topics.")
 app.add_typer(group.app, name="group", short_help="List, describe, reset and delete consumer groups.")
+app.add_typer(segment.app, name="segment", short_help="Explain an object of the bucket, or print its records.")
+app.command("fsck", short_help="Check every object and every extent.")(fsck)
+app.command("restore", short_help="Build the metadata anew from the bucket.")(restore)
 app.command("produce", short_help="Send lines of standard input as records.")(records.produce)
 app.command("consume", short_help="Print records as they come.")(records.consume)
 
@@ -156,6 +174,12 @@ def metadata(
             metavar="URL", help="sqlite:///file, postgresql://user@host/database or memory://, the same for all."
         ),
     ] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="The agents' storage: the metadata's journal goes there. [default: no journal]"
+        ),
+    ] = None,
     config: Config = None,
     more: More = None,
 ) -> None:
@@ -165,7 +189,7 @@ def metadata(
     settings = _settings(
         config,
         more,
-        {"listen.metadata": listen, "metadata": store},
+        {"listen.metadata": listen, "metadata": store, "storage": storage},
         {"listen.metadata": "--listen", "metadata": "--store"},
     )
     from tidelog.metadata_process import run

@@ -62,7 +62,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
 def test_help_names_every_command_and_the_version_is_printed() -> None:
     text = invoke("--help").stdout
     listed = [line.split()[0] for line in text.partition("Commands:\n")[2].splitlines()]
-    assert listed == ["up", "agent", "metadata", "cluster", "demo", "topic", "produce", "consume", "group"]
+    assert listed == [
+        "up",
+        "agent",
+        "metadata",
+        "cluster",
+        "demo",
+        "topic",
+        "produce",
+        "consume",
+        "group",
+        "segment",
+        "fsck",
+        "restore",
+    ]
     assert invoke("--version").stdout.startswith("tidelog 0.")
 
 
