@@ -29,6 +29,7 @@ from metadata.model import (
     TopicId,
     TopicsChanged,
 )
+from metadata.topic_configs import ConfigChanges
 
 
 class MetadataListener(Protocol):
@@ -162,10 +163,9 @@ class MetadataClient(GroupClient, Protocol):
         :raises metadata.model.Refused: UNKNOWN_TOPIC_ID.
         """
 
-    async def alter_topic_configs(
-        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False
-    ) -> Topic:
+    async def alter_topic_configs(self, topic_id: TopicId, changes: ConfigChanges, replace: bool = False) -> Topic:
         """Set the configs given; None goes back to the default, and with ``replace`` so does whatever is not given.
+        Lists are edited as they are when the command is decided.
 
         :raises metadata.model.Refused: UNKNOWN_TOPIC_ID, INVALID_CONFIG (nothing was changed).
         """

@@ -75,7 +75,7 @@ from metadata.retention_service import Retention
 from metadata.state import State
 from metadata.store.port import LogStartMoved, MetadataStore, StoreSnapshot, StoreUnavailable
 from metadata.swaps import RangeSwap, match_swap
-from metadata.topic_configs import validate_topic_configs
+from metadata.topic_configs import ConfigChanges, changed_configs, validate_topic_configs
 from metadata.visible import VisibleIndex
 from runtime.clock import Clock, Entropy
 from runtime.settings import AgentsSettings, CompactionSettings, GroupSettings, LifecycleSettings, TopicSettings
@@ -504,17 +504,11 @@ class MetadataService:
         return await self._run_once(call_id, Topic, decide)
 
     async def alter_topic_configs(
-        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False, call_id: str = ""
+        self, topic_id: TopicId, changes: ConfigChanges, replace: bool = False, call_id: str = ""
     ) -> Topic:
         def decide(transaction: Transaction) -> Topic:
-            configs = self._state.topics.configs(topic_id)
-            if replace:
-                configs.clear()
-            for name, value in changes.items():
-                if value is None:
-                    configs.pop(name, None)
-                else:
-                    configs[name] = value
+            current = self._state.topics.configs(topic_id)
+            configs = _changed_configs({} if replace else current, changes)
             _check_configs(configs)
             topic = self._state.topics.alter_configs(topic_id, configs, transaction.changes)
             transaction.after_durable(partial(self._topic_saved, topic))
@@ -624,6 +618,14 @@ class MetadataService:
 
     async def group_lags(self) -> list[GroupLag]:
         return await self._groups.group_lags()
+
+
+def _changed_configs(configs: dict[str, str], changes: ConfigChanges) -> dict[str, str]:
+    """:raises Refused: INVALID_CONFIG."""
+    try:
+        return changed_configs(configs, changes)
+    except ValueError as error:
+        raise Refused(Refusal.INVALID_CONFIG, str(error)) from error
 
 
 def _check_configs(configs: dict[str, str]) -> None:

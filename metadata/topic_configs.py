@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import msgspec
+
 from metadata.config_definitions import LONG_MAX, ConfigDefinition, ConfigType, Support, split_list
 
 CompressionType = Literal["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"]
@@ -347,6 +349,38 @@ _DEFINITIONS = (
 
 TOPIC_CONFIGS: dict[str, ConfigDefinition] = {definition.name: definition for definition in _DEFINITIONS}
 """Every config a topic can have, by name, in alphabetical order."""
+
+
+class ListEdit(msgspec.Struct, frozen=True, array_like=True, tag="list"):
+    """What becomes of a LIST config: items to add, where they are missing, and items to take away."""
+
+    add: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+ConfigChanges = Mapping[str, str | ListEdit | None]
+"""By name: a value to set, a list to edit, or None for back to the default."""
+
+
+def changed_configs(configs: Mapping[str, str], changes: ConfigChanges) -> dict[str, str]:
+    """``configs``, set on a topic, after ``changes``; not validated yet.
+
+    :raises ValueError: a config that is no list cannot be edited like one.
+    """
+    changed = dict(configs)
+    for name, change in changes.items():
+        if change is None:
+            changed.pop(name, None)
+        elif isinstance(change, str):
+            changed[name] = change
+        else:
+            definition = TOPIC_CONFIGS.get(name)
+            if definition is None or definition.kind is not ConfigType.LIST:
+                raise ValueError(f"{name} is not a list")
+            items = split_list(effective(changed, name))
+            items += [item for item in change.add if item not in items]
+            changed[name] = ",".join(item for item in items if item not in change.remove)
+    return changed
 
 
 def validate_topic_configs(configs: Mapping[str, str]) -> None:

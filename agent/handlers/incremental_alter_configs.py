@@ -3,8 +3,11 @@
 Topics only. Set and delete work on every config, append and subtract on lists. Each resource is changed in one
 transaction or not at all. The new configs take effect on an agent when it hears of the change, a moment later.
 
+Lists are appended to as they are when the metadata service decides. Checks before that, and all there is of
+``validate_only``, look at this agent's view of the topic.
+
 Left out: brokers' configs (they are settings of the process, see docs/configuration.md) and every other resource:
-INVALID_REQUEST. Append and subtract start from this agent's view of the topic, which may be a moment old.
+INVALID_REQUEST.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from agent.handlers.describe_configs import BROKER_RESOURCE, TOPIC_RESOURCE
 from agent.topics import TopicView
 from metadata.config_definitions import ConfigType, split_list
 from metadata.model import MetadataError, Refusal, Refused
-from metadata.topic_configs import TOPIC_CONFIGS, effective, validate_topic_configs
+from metadata.topic_configs import TOPIC_CONFIGS, ListEdit, changed_configs, validate_topic_configs
 
 SET, DELETE, APPEND, SUBTRACT = range(4)
 
@@ -51,9 +54,8 @@ async def _alter(resource: Any, is_duplicate: bool, validate_only: bool, agent: 
 
 async def _alter_topic(resource: Any, validate_only: bool, agent: Agent) -> None:
     view = alterable_topic(resource, agent)
-    current = view.topic.configs
-    changes = config_changes(current, resource.configs)
-    check_configs({name: value for name, value in {**current, **changes}.items() if value is not None})
+    changes = config_changes(resource.configs)
+    check_configs(changed_configs(view.topic.configs, changes))
     if not validate_only and changes:
         await agent.metadata.alter_topic_configs(view.topic_id, changes)
 
@@ -88,16 +90,16 @@ def check_once(rows: Any) -> None:
         raise Refused(Refusal.INVALID_REQUEST, f"Error due to duplicate config keys: {', '.join(twice)}")
 
 
-def config_changes(current: dict[str, str], operations: Any) -> dict[str, str | None]:
-    """What the operations of one resource set, None for back to the default. Pure.
+def config_changes(operations: Any) -> dict[str, str | ListEdit | None]:
+    """What the operations of one resource say. Pure.
 
     :raises Refused: INVALID_CONFIG or INVALID_REQUEST, in Kafka's words.
     """
     check_once(operations)
-    return {row.name: _new_value(current, row) for row in operations}
+    return {row.name: _change(row) for row in operations}
 
 
-def _new_value(current: dict[str, str], row: Any) -> str | None:
+def _change(row: Any) -> str | ListEdit | None:
     definition = TOPIC_CONFIGS.get(row.name)
     if definition is None:
         raise Refused(Refusal.INVALID_CONFIG, f"Unknown topic config name: {row.name}")
@@ -112,11 +114,8 @@ def _new_value(current: dict[str, str], row: Any) -> str | None:
     verb = "append" if row.config_operation == APPEND else "subtract"
     if definition.kind is not ConfigType.LIST:
         raise Refused(Refusal.INVALID_CONFIG, f"Config {verb} is not allowed for config key: {row.name}")
-    items = split_list(effective(current, row.name))
-    given = split_list(row.value)
-    if row.config_operation == APPEND:
-        return ",".join([*items, *(item for item in given if item not in items)])
-    return ",".join(item for item in items if item not in given)
+    items = tuple(split_list(row.value))
+    return ListEdit(add=items) if row.config_operation == APPEND else ListEdit(remove=items)
 
 
 def resource_row(resource: Any, code: ErrorCode, message: str | None) -> Body:

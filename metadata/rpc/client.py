@@ -56,6 +56,7 @@ from metadata.rpc.methods import Method, Pace
 from metadata.rpc.metrics import RpcClientMetrics
 from metadata.rpc.subscription import RemoteSubscription
 from metadata.rpc.wire import REQUEST_BYTES_MAX, SHARED_LANE, Answer, Head, Outcome, decode_error
+from metadata.topic_configs import ConfigChanges
 from runtime.clock import Clock, Entropy
 from runtime.tasks import Supervisor
 
@@ -354,9 +355,7 @@ class RemoteMetadata:
     async def delete_topic(self, topic_id: TopicId) -> None:
         await self._call(methods.DELETE_TOPIC, topic_id)
 
-    async def alter_topic_configs(
-        self, topic_id: TopicId, changes: dict[str, str | None], replace: bool = False
-    ) -> Topic:
+    async def alter_topic_configs(self, topic_id: TopicId, changes: ConfigChanges, replace: bool = False) -> Topic:
         return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes, replace)
 
     async def delete_records(self, deletions: Sequence[RecordsDeletion]) -> list[RecordsDeleted]:

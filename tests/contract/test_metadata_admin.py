@@ -12,6 +12,7 @@ import pytest
 from metadata import service
 from metadata.group_model import JoinGroup, LeavingMember, OffsetCommit, OffsetRecord, SyncGroup
 from metadata.model import ExtentsFound, PartitionOffsets, ProducerDescription, Refusal, Refused, TopicsChanged
+from metadata.topic_configs import ListEdit
 from tests.support.metadata import Recorder, batch, registration, segment, topic_id
 from tests.support.metadata_stores import STORES, metadata_url
 from tests.support.metadata_world import World
@@ -49,6 +50,9 @@ async def test_a_topic_grows_and_keeps_what_it_has(world: World) -> None:
     assert (grown.topic_id, grown.name, grown.partition_count) == (world.topic.topic_id, "logs", 5)
     await world.heard(listener, 1)
     assert listener.heard == [TopicsChanged((grown,))]
+    with pytest.raises(Refused) as refused:
+        await world.client.create_topic("other", 96, {})
+    assert refused.value.refusal is Refusal.INVALID_PARTITIONS, "they count at once"
     assert await commit(world, 2, partition=4, records=7) == 0
     await world.heard(listener, 2)
     assert listener.heard[1].partition == 4, "who follows a partition before it exists hears of it"
@@ -92,15 +96,17 @@ async def test_partitions_that_are_only_checked_do_not_exist(world: World) -> No
     assert (await world.client.create_partitions(world.topic.topic_id, 100)).partition_count == 100
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 async def test_a_producer_of_a_deleted_topic_goes_on_in_a_partition_that_is_added_to_its_successor(
-    world: World,
+    world: World, restarted: bool
 ) -> None:
     producer = (await world.client.grant_producer_id(-1, -1)).producer_id
     assert await commit(world, 1, partition=1, producer=producer, epoch=0, sequence=0) == 0
     await world.client.delete_topic(world.topic.topic_id)
     world.topic = await world.client.create_topic("logs", 1, {})
     await world.client.create_partitions(world.topic.topic_id, 2)
-    await world.restart()
+    if restarted:
+        await world.restart()
     assert await commit(world, 2, partition=1, producer=producer, epoch=0, sequence=1) == 0
     later = (await world.client.grant_producer_id(-1, -1)).producer_id
     assert await commit(world, 3, partition=1, producer=later, epoch=0, sequence=1) == -1
@@ -113,6 +119,27 @@ async def test_configs_are_replaced_whole(world: World) -> None:
     assert replaced.configs == {"max.message.bytes": "77"}
     await world.restart()
     assert (await world.client.subscribe(Recorder())).topics == (replaced,)
+
+
+async def test_lists_are_appended_to_and_subtracted_from(world: World) -> None:
+    topic = world.topic.topic_id
+    for edit, policy in (
+        (ListEdit(add=("compact", "delete")), "delete,compact"),
+        (ListEdit(remove=("delete", "absent")), "compact"),
+        (ListEdit(add=("compact",)), "compact"),
+    ):
+        altered = await world.client.alter_topic_configs(topic, {"cleanup.policy": edit, "flush.ms": "1"})
+        assert altered.configs == {"cleanup.policy": policy, "flush.ms": "1"}
+    for wrong in (
+        {"flush.ms": ListEdit(add=("1",))},
+        {"no.such": ListEdit()},
+        {"cleanup.policy": ListEdit((), ("compact",))},
+    ):
+        with pytest.raises(Refused) as refused:
+            await world.client.alter_topic_configs(topic, wrong)
+        assert refused.value.refusal is Refusal.INVALID_CONFIG
+    await world.restart()
+    assert (await world.client.subscribe(Recorder())).topics == (altered,)
 
 
 # --- sizes and producers --------------------------------------------------------------------------------------

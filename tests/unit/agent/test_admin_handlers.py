@@ -41,7 +41,7 @@ from metadata.model import (
     Topic,
     TopicsChanged,
 )
-from metadata.topic_configs import TOPIC_CONFIGS, validate_topic_configs
+from metadata.topic_configs import TOPIC_CONFIGS, ConfigChanges, changed_configs, validate_topic_configs
 from metadata.topics import check_topic_name
 from runtime.clock import SeededEntropy, SystemClock
 from runtime.settings import Settings, TopicSettings
@@ -61,7 +61,7 @@ class FakeMetadata:
         self.unavailable = False
         self.producer_ids = 0
         self.epochs: dict[int, int] = {}
-        self.alterations: list[dict[str, str | None]] = []
+        self.alterations: list[ConfigChanges] = []
 
     def _ask(self) -> None:
         if self.unavailable:
@@ -110,11 +110,11 @@ class FakeMetadata:
                 return
         raise Refused(Refusal.UNKNOWN_TOPIC_ID, "no such topic")
 
-    async def alter_topic_configs(self, topic_id: bytes, changes: dict[str, str | None]) -> Topic:
+    async def alter_topic_configs(self, topic_id: bytes, changes: ConfigChanges) -> Topic:
         self._ask()
         self.alterations.append(changes)
         (topic,) = (topic for topic in self.topics.values() if topic.topic_id == topic_id)
-        merged = {name: value for name, value in {**topic.configs, **changes}.items() if value is not None}
+        merged = changed_configs(topic.configs, changes)
         topic = Topic(topic.topic_id, topic.name, topic.partition_count, merged, topic.created_ms)
         self.topics[topic.name] = topic
         self._tell(TopicsChanged(upserted=(topic,)))
@@ -761,6 +761,15 @@ async def test_lists_are_appended_to_and_subtracted_from(agent: Agent, store: Fa
     await alter(agent, operation("cleanup.policy", 2, "compact"))
     await alter(agent, operation("cleanup.policy", 3, "delete"))
     assert store.topics["t"].configs == {"cleanup.policy": "compact"}
+
+
+async def test_lists_are_edited_as_they_are_and_not_as_this_agent_knows_them(agent: Agent, store: FakeMetadata) -> None:
+    name = "follower.replication.throttled.replicas"
+    await store.create_topic("t", 1, {})
+    store.lagging = True
+    for replica in ("0:1", "1:2"):
+        assert (await alter(agent, operation(name, 2, replica))).error_code is ErrorCode.none
+    assert store.topics["t"].configs == {name: "0:1,1:2"}
 
 
 @pytest.mark.parametrize(
