@@ -23,7 +23,7 @@ from agent.handlers.produce_single import SingleProduce, is_single, single_batch
 from agent.intake import Intake
 from agent.outgoing import Outgoing
 from agent.slots import Slot
-from agent.wire.apis import API_BY_KEY, API_VERSIONS, FETCH, JOIN_GROUP, PRODUCE, SYNC_GROUP, Api
+from agent.wire.apis import API_BY_KEY, API_VERSIONS, FETCH, JOIN_GROUP, OFFSET_COMMIT, PRODUCE, SYNC_GROUP, Api
 from agent.wire.codec import BODY_BYTES_MAX, client_id_of, decode_header, decode_request
 from agent.wire.errors import DecodeError
 from agent.wire.frames import Block
@@ -57,7 +57,10 @@ _PRODUCE_MAX: Final = API_BY_KEY[PRODUCE].max_version
 UNSENT_BYTES_MAX: Final = 1024 * 1024
 """Answers that wait for an earlier one (a Produce's commit); beyond so many bytes no more requests are taken in."""
 _LONG_WAITS: Final = frozenset({FETCH, JOIN_GROUP, SYNC_GROUP})
-"""What may wait for long, and is cut off when the agent leaves or (Fetch) when the client is gone."""
+"""What may wait for long, and is cut off when the agent leaves."""
+_GIVEN_UP: Final = frozenset({FETCH, OFFSET_COMMIT})
+"""What is cut off when its client is gone. A commit of offsets that meets a metadata service in trouble is repeated for
+many seconds: its client commits further on over another connection meanwhile, and must not be overtaken."""
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -151,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
             if slot.payload is not None and slot.payload.release is not None:
                 slot.payload.release()
         self._slots.clear()
-        if self._task is not None and self._call is not None and self._call.api_key == FETCH:
+        if self._task is not None and self._call is not None and self._call.api_key in _GIVEN_UP:
             self._task.cancel()
         self._server.gone(self, self._close_reason)
 

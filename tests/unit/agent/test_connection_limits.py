@@ -374,6 +374,20 @@ async def test_a_lost_connection_gives_everything_back_but_what_the_writer_holds
     assert harness.metrics.connections_open == 0
 
 
+async def test_a_commit_of_offsets_is_given_up_with_its_connection() -> None:
+    """Repeated for long, it would overtake what its client commits over the next connection (simulation, seed 181)."""
+    gate = Gate()
+    harness = Harness({apis.OFFSET_COMMIT: gate})
+    connection, transport = harness.connect()
+    commit = struct.pack(">h1sih1shi", 1, b"g", 1, 1, b"m", -1, 0)
+    deliver(connection, transport, frame(apis.OFFSET_COMMIT, 7, 1, commit))
+    await turns()
+    assert len(gate.calls) == 1
+    transport.close()
+    await turns()
+    assert gate.cancelled == 1 and harness.budget.held_bytes == 0 and harness.failures == []
+
+
 async def test_a_group_s_wait_outlives_its_connection() -> None:
     """As in Kafka: a member whose connection broke is given up by its session, not by its socket."""
     gate = Gate()
