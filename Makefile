@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := agent ingest metadata storage runtime autoscaler tidelog tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-cluster test faults check static fmt docs bench fuzz requirements
+.PHONY: help env demo demo-cluster test soak faults check static fmt docs bench fuzz requirements
 
 help:
 	@echo "make demo    ship a real log through Tidelog and watch it come out (DEMO_SECONDS=60)"
@@ -14,6 +14,7 @@ help:
 	@echo "make check   the gate: format, lint, types, import contracts, generated docs, fast tests"
 	@echo "make static  the gate without its tests: what CI runs before make test"
 	@echo "make bench   one table of speed ratios against peers and raw limits"
+	@echo "make soak    simulated clusters, broken and judged, on all cores (SEEDS=10000 FIRST_SEED=0)"
 	@echo "make faults  every fault of a cluster and every two together, 30 s each: an hour and a half"
 	@echo "make fuzz    the fuzz tests, longer (FUZZ_EXAMPLES=20000)"
 	@echo "make env     .venv with .venv/bin/tidelog"
@@ -59,6 +60,9 @@ static: $(VENV)/.dev
 test: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
 	@$(BIN)/python -m tests.lanes
+
+soak: $(VENV)/.dev
+	@$(BIN)/python -m tests.simulation --seeds $${SEEDS:-10000} --first $${FIRST_SEED:-0}
 
 faults: $(VENV)/.dev
 	@$(BIN)/python -m tests.setup
