@@ -14,6 +14,7 @@ from unittest import mock
 import msgspec
 
 from ingest.uploader import Uploader
+from metadata.garbage import DeadSegments
 from metadata.groups import Group
 from metadata.model import BatchCommitted, SegmentCommitted
 from metadata.pipeline import CommandPipeline, Transaction
@@ -182,6 +183,22 @@ def delete_the_winner(stack: contextlib.ExitStack) -> None:
     _replace(stack, Uploader, "discard", discard_all)
 
 
+def delete_before_the_grace(stack: contextlib.ExitStack) -> None:
+    """An object goes as soon as nothing references it any more."""
+    init = DeadSegments.__init__
+
+    def hurried(self: DeadSegments, *arguments: Any) -> None:
+        init(self, *arguments)
+        self._grace_ms = 0
+
+    _replace(stack, DeadSegments, "__init__", hurried)
+
+
+def sweep_a_live_epoch(stack: contextlib.ExitStack) -> None:
+    """Any object that is old and has no row is an orphan, whoever may still commit it."""
+    _replace(stack, State, "is_uncommittable", lambda *_: True)
+
+
 BUGS: dict[str, Plant] = {
     plant.__name__: plant
     for plant in (
@@ -195,6 +212,8 @@ BUGS: dict[str, Plant] = {
         execute_late_copies,
         believe_old_generations,
         delete_the_winner,
+        delete_before_the_grace,
+        sweep_a_live_epoch,
     )
 }
 

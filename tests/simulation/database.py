@@ -52,6 +52,8 @@ class Database:
         """Writes under way: what they lock, a reload or a new leader waits for."""
         self.on_write: list[Callable[[int, Sequence[Change]], None]] = []
         """The referee's looks at what is about to become durable."""
+        self.after_write: list[Callable[[Sequence[Change]], None]] = []
+        """And at what just has."""
 
     def process_died(self, process: SimProcess) -> None:
         """Its session ends with its connection."""
@@ -147,6 +149,9 @@ class SimMetadataStore:
                     _now(database.store.write(kept))
                 except Exception as problem:
                     error = problem
+                if error is None:
+                    for look_back in database.after_write:
+                        look_back(kept)
                 if error is None and fails_after:
                     error = StoreUnavailable("simulated: the write's outcome is unknown")
             if error is not None:

@@ -26,6 +26,7 @@ from metadata.store.port import StoreUnavailable
 from runtime.clock import SeededEntropy
 from runtime.health import Health
 from runtime.settings import (
+    CompactionSettings,
     FetchSettings,
     GroupSettings,
     IngestSettings,
@@ -52,6 +53,7 @@ METADATA_PORT = 8090
 LOOP_PROBE_SECONDS = 0.25
 """Instead of 50 ms: a quarter of all steps would be these."""
 RESTART_SECONDS = 0.5
+DELETION_GRACE_MS = 7_000
 ORPHAN_AGE_MS = 4_000
 """Short, so that sweeps meet objects that are on their way to be committed."""
 
@@ -108,8 +110,12 @@ def metadata_settings(host: str) -> Settings:
         listen=ListenSettings(metadata=f"{host}:{METADATA_PORT}"),
         groups=GroupSettings(initial_rebalance_delay_ms=500),
         lifecycle=LifecycleSettings(
-            deletion_grace_ms=10_000, orphan_age_ms=ORPHAN_AGE_MS, sweep_interval_ms=8_000, job_lease_ms=5_000
+            deletion_grace_ms=DELETION_GRACE_MS,
+            orphan_age_ms=ORPHAN_AGE_MS,
+            sweep_interval_ms=8_000,
+            job_lease_ms=5_000,
         ),
+        compaction=CompactionSettings(job_bytes=64 * 1024, fan_in=2, min_age_ms=500, wait_ms=2_500),
     )
 
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ingest.segment import parse_segment_key
-from metadata.store.port import AgentSaved, Change, ExtentsAdded, SegmentAdded
+from metadata.model import Extent
+from metadata.store.port import AgentSaved, Change, ExtentsAdded, ExtentsSwapped, SegmentAdded
 from tests.simulation.database import Database
+from tests.simulation.object_store import Bucket
 from tests.simulation.trace import Trace
 from tests.support.history import History, Record, Violation
 
@@ -46,7 +47,7 @@ UNEXPECTED_EVENTS = frozenset(
 class Referee:
     """Collects violations of one world. Its looks at writes and deletes run at the moment of their effect."""
 
-    def __init__(self, database: Database, trace: Trace) -> None:
+    def __init__(self, database: Database, bucket: Bucket, trace: Trace, deletion_grace_seconds: float) -> None:
         self.history = History()
         self.violations: list[Violation] = []
         self.sends: Counter[Record] = Counter()
@@ -55,14 +56,19 @@ class Referee:
         self.acknowledged_batches = 0
         self._trace = trace
         self._database = database
+        self._bucket = bucket
+        self._grace_seconds = deletion_grace_seconds
         self._epochs: dict[str, int] = {}
         """The living epoch of each agent, as durable."""
         self._acknowledged_at: dict[tuple[str, Record], int] = {}
         self._producer_ids: dict[int, str] = {}
         self._seen_high_watermark: dict[tuple[str, int], int] = {}
-        self.referenced: Counter[str] = Counter()
-        """Extents of each segment, as durable."""
+        self._was_referenced: set[str] = set()
+        self._dead_since: dict[str, float] = {}
+        """Segments that nothing references any more."""
         database.on_write.append(self.look_at_write)
+        database.after_write.append(self.look_for_the_dead)
+        bucket.before_delete.append(self.look_at_delete)
 
     def violation(self, kind: str, detail: str) -> None:
         """Kept, once."""
@@ -136,15 +142,50 @@ class Referee:
                 if change.agent_epoch not in self._epochs.values():
                     self.violation("fenced", f"a segment of epoch {change.agent_epoch} was committed after its end")
             elif isinstance(change, ExtentsAdded):
-                for extent in change.extents:
-                    self.referenced[extent.segment_key] += 1
+                self._look_at_extents(change.extents)
+            elif isinstance(change, ExtentsSwapped):
+                if change.segment.agent_epoch not in self._epochs.values():
+                    self.violation("fenced", f"a swap of epoch {change.segment.agent_epoch} after its end")
+                self._look_at_extents(change.extents)
+                self._look_at_swap(change)
         self._trace.note("database", "write", generation, len(changes), *(type(change).__name__ for change in changes))
+
+    def _look_at_extents(self, extents: Sequence[Extent]) -> None:
+        for extent in extents:
+            self._was_referenced.add(extent.segment_key)
+            if extent.segment_key not in self._bucket.objects._objects:
+                self.violation("missing object", f"{extent.segment_key} was committed, and is not in the bucket")
+
+    def _look_at_swap(self, change: ExtentsSwapped) -> None:
+        """What takes the place of extents covers their offsets, and no others."""
+        for extent in change.extents:
+            kept = self._database.store._partitions.get((extent.topic_id, extent.partition))
+            gone = [] if kept is None else kept.extents[kept.inside(extent.base_offset, extent.last_offset)]
+            if not gone or gone[0].base_offset != extent.base_offset or gone[-1].last_offset != extent.last_offset:
+                self.violation("swap", f"{extent} takes the place of {len(gone)} extents that cover something else")
+            elif any(each.level >= extent.level for each in gone):
+                self.violation("swap", f"{extent} takes the place of extents that were compacted as far")
+
+    def look_for_the_dead(self, changes: Sequence[Change]) -> None:
+        """``changes`` have become durable: which segments did they free?"""
+        if all(isinstance(change, ExtentsAdded) or not isinstance(change, _FREEING) for change in changes):
+            return
+        now = self._bucket.loop.time()
+        for key, segment in self._database.store._segments_by_key.items():
+            if segment.live_extents == 0 and key in self._was_referenced:
+                self._dead_since.setdefault(key, now)
 
     def look_at_delete(self, keys: Sequence[str]) -> None:
         """``keys`` leave the bucket now."""
+        now = self._bucket.loop.time()
         for key in keys:
-            if self.referenced[key]:
-                self.violation("deleted", f"{key} is referenced by {self.referenced[key]} extents")
+            segment = self._database.store._segments_by_key.get(key)
+            if segment is None or key not in self._bucket.objects._objects:
+                continue
+            if segment.live_extents:
+                self.violation("deleted", f"{key} is referenced by {segment.live_extents} extents")
+            elif (seconds := now - self._dead_since.get(key, -1e9)) < self._grace_seconds - GRACE_LEEWAY_SECONDS:
+                self.violation("deleted early", f"{key} was referenced {seconds:.1f} s ago")
 
     # --- logs ---------------------------------------------------------------------------------------------
 
@@ -167,11 +208,11 @@ class Referee:
         return self.violations
 
 
+_FREEING = (ExtentsSwapped, SegmentAdded)
+GRACE_LEEWAY_SECONDS = 3.5
+"""A grace begins when the service decides; a slow write makes that durable up to three seconds later."""
+
+
 def _is_expected(event: str, fields: dict[str, object]) -> bool:
     """A metadata process that loses its lease ends its pipeline with Deposed, which is how it should be."""
     return event == "task_failed" and "Deposed" in str(fields.get("error"))
-
-
-def segment_epoch(key: str) -> int:
-    """Whose segment it is."""
-    return parse_segment_key(key).agent_epoch

@@ -19,6 +19,8 @@ KINDS = {
     "execute_late_copies": "went back",
     "believe_old_generations": "went back",
     "delete_the_winner": "deleted",
+    "delete_before_the_grace": "deleted early",
+    "sweep_a_live_epoch": "missing object",
 }
 """What each bug is: found as something else, the simulation would have broken something of its own."""
 

@@ -19,7 +19,7 @@ from tests.simulation.consumers import GroupMember, PartitionReader, SimConsumer
 from tests.simulation.database import Database, DatabaseWeather
 from tests.simulation.kafka import TOPIC, Cluster, milliseconds, schema
 from tests.simulation.loop import SimClock, SimLoop, SimProcess, Stuck
-from tests.simulation.machine import Machine, build_agent, build_metadata, simulated
+from tests.simulation.machine import DELETION_GRACE_MS, Machine, build_agent, build_metadata, simulated
 from tests.simulation.nemesis import Nemesis
 from tests.simulation.network import Network, NetworkWeather
 from tests.simulation.object_store import Bucket, BucketWeather
@@ -64,8 +64,7 @@ class World:
         clock = SimClock(self.loop, None)
         self.bucket = Bucket(self.loop, random.Random(self.rng.getrandbits(64)), clock, self.trace)
         self.database = Database(self.loop, random.Random(self.rng.getrandbits(64)), self.trace)
-        self.referee = Referee(self.database, self.trace)
-        self.bucket.before_delete.append(self.referee.look_at_delete)
+        self.referee = Referee(self.database, self.bucket, self.trace, DELETION_GRACE_MS / 1000)
         self.metadata: list[Machine] = []
         self.agents: list[Machine] = []
         self.clients: list[SimProcess] = []
