@@ -106,7 +106,7 @@ class World:
 
     async def fill(self, byte_count: int, extent_bytes: int) -> int:
         """Each agent leads every third partition of its zone's clients; segments are sealed at 8 MiB."""
-        batch = record_batch(max(1, extent_bytes // 1_000), 1_000, 1_700_000_000_000)
+        batch = record_batch(max(1, extent_bytes // 1_000), 1_000, int(time.time() * 1000))
         draft = BatchHeader.parse(batch).draft()
         sequence = [0] * AGENTS
         filled, number = 0, 0
