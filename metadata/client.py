@@ -107,7 +107,10 @@ class MetadataClient(GroupClient, Protocol):
         """
 
     async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
-        """What is referenced of these segments, (agent epoch, sequence), in any order: for compaction."""
+        """What is referenced of these segments, (agent epoch, sequence), in any order: for compaction.
+
+        Extents of topics that are not there (any more) are left out: they could not be swapped.
+        """
 
     async def swap_extents(self, agent_epoch: int, swap: ExtentSwap) -> None:
         """Let extents of a compacted segment take the place of those they were made of, all or none. Safe to repeat.

@@ -303,9 +303,10 @@ class MetadataService:
     async def find_segment_extents(self, segments: Sequence[tuple[int, int]]) -> list[Extent]:
         self._pipeline.check_running()
         try:
-            return await self._store.find_segment_extents(segments)
+            found = await self._store.find_segment_extents(segments)
         except StoreUnavailable as error:
             raise MetadataUnavailable(str(error)) from error
+        return [extent for extent in found if extent.topic_id in self._visible.topics]
 
     async def swap_extents(self, agent_epoch: int, swap: ExtentSwap) -> None:
         self._pipeline.check_running()

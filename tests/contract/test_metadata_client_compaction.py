@@ -166,6 +166,7 @@ async def test_extents_of_a_deleted_topic_stay_where_they_are(world: World) -> N
     await world.client.delete_topic(world.topic.topic_id)
     with pytest.raises(Refused):
         await world.client.swap_extents(world.epoch, wanted)
+    assert await world.client.find_segment_extents([(world.epoch, 1)]) == []
 
 
 async def test_a_duplicate_is_still_known_by_its_first_offsets(world: World) -> None:
