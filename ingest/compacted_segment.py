@@ -20,8 +20,6 @@ from metadata.model import TopicId
 from storage.store import Chunk
 
 VERSION = 2
-COMPACTED_SEQUENCE_MIN = 500_000_000_000
-"""Compacted segments are numbered from here on within their agent's epoch, ingested ones from 0."""
 
 _MAGIC = 2
 _encode = msgspec.msgpack.Encoder().encode

@@ -14,6 +14,7 @@ from metadata.compaction import ExtentSwap
 from metadata.group_model import GroupClient
 from metadata.job_model import JobLease, SweptObject
 from metadata.model import (
+    DeletedTopic,
     Extent,
     ExtentsFound,
     ExtentsQuery,
@@ -164,6 +165,16 @@ class MetadataClient(GroupClient, Protocol):
         """Its extents become unreadable at once; committed group offsets for it are dropped.
 
         :raises metadata.model.Refused: UNKNOWN_TOPIC_ID.
+        """
+
+    async def deleted_topics(self) -> list[DeletedTopic]:
+        """Topics that were deleted and can be brought back, longest deleted first."""
+
+    async def undelete_topic(self, topic_id: TopicId) -> Topic:
+        """Bring a deleted topic back, with its records and configs. Committed group offsets stay dropped.
+
+        :raises metadata.model.Refused: UNKNOWN_TOPIC_ID (it is gone for good, or was never deleted),
+            TOPIC_ALREADY_EXISTS (its name is taken), INVALID_TOPIC, INVALID_PARTITIONS.
         """
 
     async def alter_topic_configs(self, topic_id: TopicId, changes: ConfigChanges, replace: bool = False) -> Topic:

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from metadata.job_model import (
+    COMPACTED_SEQUENCE_MIN,
     DELETE_OBJECTS,
     SWEEP_ORPHANS,
     SWEEP_PARTS,
@@ -53,10 +54,14 @@ class DeadSegments:
         time: SteadyTime,
         settings: LifecycleSettings,
         metrics: MetadataMetrics,
+        compacting: Callable[[], set[int]],
     ) -> None:
+        """``compacting()``: agent epochs that are compacting now. A segment they are writing may be referenced piece by
+        piece, and so again after all that was referenced of it so far is gone: it is left alone while they do."""
         self._store = store
         self._pipeline = pipeline
         self._time = time
+        self._compacting = compacting
         self._grace_ms = settings.deletion_grace_ms
         self._metrics = metrics
 
@@ -68,7 +73,13 @@ class DeadSegments:
         dead = await self._store.find_dead_segments(
             self._time.now_ms() - self._grace_ms, len(taken) + room * OBJECTS_PER_JOB
         )
-        wanted = [(each.agent_epoch, each.sequence, each.segment_key) for each in dead if each.segment_key not in taken]
+        compacting = self._compacting()
+        wanted = [
+            (each.agent_epoch, each.sequence, each.segment_key)
+            for each in dead
+            if each.segment_key not in taken
+            and not (each.sequence >= COMPACTED_SEQUENCE_MIN and each.agent_epoch in compacting)
+        ]
         return [
             Job(self.kind, segments[0][2], _encode(ObjectsToDelete(tuple(segments))))
             for start in range(0, len(wanted), OBJECTS_PER_JOB)

@@ -12,6 +12,8 @@ COMPACT_SEGMENTS = "compact-segments"
 """The payload is a :class:`metadata.compaction.CompactionJob`, the result empty: what could be swapped was."""
 CLEAN_PARTITION = "clean-partition"
 """The payload is a :class:`metadata.compaction.CleanJob`, the result empty."""
+COMPACTED_SEQUENCE_MIN = 500_000_000_000
+"""Compacted segments are numbered from here on within their agent's epoch, ingested ones from 0."""
 SWEEP_PARTS = 16
 """A sweep of the whole bucket has so many parts: one for each prefix that segments' keys are spread over."""
 

@@ -70,6 +70,10 @@ class JobService:
         self._living = {agent.agent_epoch for agent in agents}
         self._board.keep(self._living)
 
+    def holders(self, kind: str) -> set[int]:
+        """Agent epochs that do a job of a kind."""
+        return self._board.holders(kind)
+
     # --- calls ------------------------------------------------------------------------------------------
 
     def lease(self, agent_epoch: int, kinds: Sequence[str], count_max: int) -> list[JobLease]:

@@ -63,6 +63,10 @@ class JobBoard:
         """Those of a kind that are on the board, in whatever state."""
         return [entry.job for entry in self._entries.values() if entry.job.kind == kind]
 
+    def holders(self, kind: str) -> set[int]:
+        """Agent epochs that have a lease on a job of a kind."""
+        return {entry.agent_epoch for entry in self._leases.values() if entry.job.kind == kind}
+
     def counts(self, kind: str) -> tuple[int, int]:
         """(open, leased) jobs of a kind."""
         entries = [entry for entry in self._entries.values() if entry.job.kind == kind]

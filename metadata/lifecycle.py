@@ -24,7 +24,6 @@ PURGE_PAUSE_SECONDS = 60.0
 
 COUNTED_ROWS = 20_000
 """Segments added up in one read."""
-COUNT_SECONDS = 30.0
 COUNT_SHARE = 1 / 50
 """Of the time, spent on adding them up at most."""
 
@@ -84,9 +83,10 @@ class Purger:
 class SegmentCounts:
     """Looks up what the bucket holds, for people: how many segments, how much of them is live."""
 
-    def __init__(self, store: MetadataStore, clock: Clock, metrics: MetadataMetrics) -> None:
+    def __init__(self, store: MetadataStore, clock: Clock, interval_ms: int, metrics: MetadataMetrics) -> None:
         self._store = store
         self._clock = clock
+        self._pause_seconds = interval_ms / 1000
         self._metrics = metrics
 
     def start(self, supervisor: Supervisor) -> None:
@@ -100,7 +100,7 @@ class SegmentCounts:
             except StoreUnavailable as error:
                 _log.info("segments_not_counted", error=str(error))
             took = self._clock.monotonic() - began
-            await self._clock.sleep(max(COUNT_SECONDS, took / COUNT_SHARE))
+            await self._clock.sleep(max(self._pause_seconds, took / COUNT_SHARE))
 
     async def _count(self) -> SegmentTotals:
         totals = part = await self._store.segment_totals(0, COUNTED_ROWS)

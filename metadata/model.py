@@ -88,6 +88,13 @@ class Topic(msgspec.Struct, frozen=True):
     created_ms: int
 
 
+class DeletedTopic(msgspec.Struct, frozen=True):
+    """A topic that was deleted, and that can be brought back for a while."""
+
+    topic: Topic
+    deleted_ms: int
+
+
 class TopicsChanged(msgspec.Struct, frozen=True):
     """What a subscriber hears when topics were created, altered or deleted."""
 

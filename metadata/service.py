@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -43,7 +44,7 @@ from metadata.group_model import (
     SyncGroup,
     SyncGroupAnswer,
 )
-from metadata.job_model import JobLease, SweptObject
+from metadata.job_model import CLEAN_PARTITION, COMPACT_SEGMENTS, JobLease, SweptObject
 from metadata.job_service import JobService
 from metadata.journal.journal import Journal
 from metadata.lifecycle import Purger, SegmentCounts, SteadyTime
@@ -51,6 +52,7 @@ from metadata.listeners import Listeners, MetadataSubscription
 from metadata.metrics import MetadataMetrics
 from metadata.model import (
     EXTENTS_FOUND_MAX,
+    DeletedTopic,
     Extent,
     ExtentsFound,
     ExtentsQuery,
@@ -140,13 +142,23 @@ class MetadataService:
             self.find_extents,
         )
         self._time = SteadyTime(clock)
+        self._undelete_ms = lifecycle_settings.undelete_ms
         self._purger = Purger(store, clock, self._time)
-        self._counts = SegmentCounts(store, clock, metrics)
+        self._counts = SegmentCounts(store, clock, lifecycle_settings.count_interval_ms, metrics)
         self._retention = Retention(
             store, self._pipeline, clock, lifecycle_settings, metrics, lambda: self._visible, self._expire_records
         )
         self._jobs = JobService(clock, lifecycle_settings.job_lease_ms, metrics)
-        self._jobs.add(DeadSegments(store, self._pipeline, self._time, lifecycle_settings, metrics))
+        self._jobs.add(
+            DeadSegments(
+                store,
+                self._pipeline,
+                self._time,
+                lifecycle_settings,
+                metrics,
+                lambda: self._jobs.holders(COMPACT_SEGMENTS) | self._jobs.holders(CLEAN_PARTITION),
+            )
+        )
         self._orphans = Orphans(
             self._pipeline, self._time, lifecycle_settings, lambda: self._state, clock.now_ms, metrics
         )
@@ -178,6 +190,7 @@ class MetadataService:
         self._counts.start(self._supervisor)
         self._retention.start(self._supervisor)
         self._jobs.start(self._supervisor)
+        self._supervisor.start("metadata-undelete", self._drop_hidden())
         self._supervisor.start("metadata-expiry", self._expire())
         _log.info("metadata_loaded", cluster_id=snapshot.cluster_id, topics=len(snapshot.topics))
 
@@ -519,11 +532,39 @@ class MetadataService:
 
     async def delete_topic(self, topic_id: TopicId, call_id: str = "") -> None:
         def decide(transaction: Transaction) -> None:
-            self._state.topics.delete(topic_id, self._state.producer_ids_granted, transaction.changes)
+            hidden_ms = self._time.now_ms() if self._undelete_ms else None
+            self._state.topics.delete(topic_id, self._state.producer_ids_granted, hidden_ms, transaction.changes)
             self._groups.forget_topic(topic_id)
-            transaction.after_durable(partial(self._topic_dropped, topic_id))
+            transaction.after_durable(partial(self._topic_dropped, topic_id, hidden_ms is not None))
 
         await self._run_once(call_id, None, decide)
+
+    async def deleted_topics(self) -> list[DeletedTopic]:
+        return await self._pipeline.run(lambda _: self._state.topics.deleted())
+
+    async def undelete_topic(self, topic_id: TopicId, call_id: str = "") -> Topic:
+        def decide(transaction: Transaction) -> Topic:
+            topic = self._state.topics.undelete(topic_id, self._topic_settings.partitions_max, transaction.changes)
+            transaction.after_durable(partial(self._topic_saved, topic))
+            return topic
+
+        return await self._run_once(call_id, Topic, decide)
+
+    async def _drop_hidden(self) -> None:
+        """Topics that nobody brought back in time go for good."""
+        # Also where nothing is hidden any more: something may be from before that was set.
+        pause_seconds = min(self._undelete_ms / 10_000, EXPIRY_SECONDS) or EXPIRY_SECONDS
+        while True:
+            await self._clock.sleep(pause_seconds)
+            with contextlib.suppress(MetadataUnavailable):  # then the next time
+                if await self._pipeline.run(self._decide_drop_hidden):
+                    self._purger.wake()
+
+    def _decide_drop_hidden(self, transaction: Transaction) -> bool:
+        gone = self._state.topics.drop_hidden(self._time.now_ms() - self._undelete_ms, transaction.changes)
+        for topic_id in gone:
+            transaction.after_durable(partial(self._visible.drop_topic, topic_id))
+        return bool(gone)
 
     def _decided_topic(self, topic_id: TopicId) -> Topic | None:
         """As the commands see it: without topics whose deletion was decided but is not durable yet."""
@@ -535,9 +576,9 @@ class MetadataService:
         self._retention.topic_changed(topic)
         self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(upserted=(topic,))))
 
-    def _topic_dropped(self, topic_id: TopicId) -> None:
+    def _topic_dropped(self, topic_id: TopicId, hidden: bool) -> None:
         self._retention.topic_changed(self._visible.topics[topic_id])
-        self._visible.drop_topic(topic_id)
+        self._visible.drop_topic(topic_id, hidden)
         self._purger.wake()
         self._listeners.tell(lambda listener: listener.topics_changed(TopicsChanged(deleted=(topic_id,))))
 

@@ -83,7 +83,7 @@ class State:
     def __init__(self, snapshot: StoreSnapshot) -> None:
         self.cluster_id = snapshot.cluster_id
         self.counters = Counters(snapshot.counters)
-        self.topics = Topics(snapshot.topics, snapshot.partitions, self.counters)
+        self.topics = Topics(snapshot.topics, snapshot.deleted_topics, snapshot.partitions, self.counters)
         self.calls = AnsweredCalls(snapshot.calls)
         self._producers: OrderedDict[ProducerState, None] = OrderedDict()
         for saved in sorted(snapshot.producers, key=lambda producer: producer.updated_ms):
@@ -311,7 +311,7 @@ class State:
         if agent_epoch not in self._epochs:
             raise Fenced(f"agent epoch {agent_epoch} was replaced or never existed")
         for each in ranges:
-            topic = self.topics.by_id.get(each.extent.topic_id)
+            topic = self.topics.even_hidden(each.extent.topic_id)
             if topic is None:
                 raise Refused(Refusal.UNKNOWN_TOPIC_ID, f"topic {each.extent.topic_id.hex()} was deleted")
             if each.first_last_offset < topic.partitions[each.extent.partition].log_start_offset:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import msgspec
 
 from metadata.counters import Counters
-from metadata.model import RecordsDeleted, RecordsDeletion, Refusal, Refused, Topic, TopicId
+from metadata.model import DeletedTopic, RecordsDeleted, RecordsDeletion, Refusal, Refused, Topic, TopicId
 from metadata.partitions import PartitionState, TopicState
 from metadata.retention import deletes
-from metadata.store.port import Change, PartitionRow, TopicDropped, TopicSaved
+from metadata.store.port import Change, PartitionRow, TopicDropped, TopicHidden, TopicRestored, TopicSaved
 
 DELETED_NAMES_MAX = 10_000
 """Names of deleted topics remembered one by one; from then on a deletion of another counts for every name."""
@@ -25,7 +25,13 @@ _TOPIC_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 class Topics:
     """Every topic while commands decide, as part of :class:`metadata.state.State`."""
 
-    def __init__(self, topics: Iterable[Topic], partitions: Iterable[PartitionRow], counters: Counters) -> None:
+    def __init__(
+        self,
+        topics: Iterable[Topic],
+        deleted: Iterable[DeletedTopic],
+        partitions: Iterable[PartitionRow],
+        counters: Counters,
+    ) -> None:
         self.partition_count = 0
         self.by_id: dict[TopicId, TopicState] = {}
         self._by_name: dict[str, Topic] = {}
@@ -34,6 +40,8 @@ class Topics:
         self._deleted_names = counters.count(_DELETED)
         for topic in topics:
             self._index(TopicState(topic))
+        self._hidden = {hidden.topic.topic_id: (TopicState(hidden.topic), hidden.deleted_ms) for hidden in deleted}
+        """Deleted topics that may come back; nothing can be written to them, so their partitions stay as they are."""
         for row in partitions:
             partition = self.partition(row.topic_id, row.partition)
             partition.log_start_offset = row.log_start_offset
@@ -41,8 +49,15 @@ class Topics:
             partition.producer_id_floor = row.producer_id_floor
 
     def partition(self, topic_id: TopicId, partition: int) -> PartitionState:
-        """One that exists."""
-        return self.by_id[topic_id].partitions[partition]
+        """One that exists, if only in a hidden topic."""
+        state = self.even_hidden(topic_id)
+        assert state is not None, "every partition has a topic"
+        return state.partitions[partition]
+
+    def even_hidden(self, topic_id: TopicId) -> TopicState | None:
+        """A topic whose extents are there: it exists, or was deleted and may come back."""
+        hidden = self._hidden.get(topic_id)
+        return self.by_id.get(topic_id) if hidden is None else hidden[0]
 
     def create(
         self,
@@ -119,17 +134,46 @@ class Topics:
         """What new partitions of a topic of this name begin with: a deleted one may have had the same."""
         return max(self._counters.get(_DELETED + name), self._counters.get(_DELETED_TOPICS))
 
-    def delete(self, topic_id: TopicId, producer_ids_granted: int, changes: list[Change]) -> None:
-        """``producer_ids_granted``: the next one to be granted. :raises Refused: UNKNOWN_TOPIC_ID."""
+    def delete(
+        self, topic_id: TopicId, producer_ids_granted: int, hidden_ms: int | None, changes: list[Change]
+    ) -> None:
+        """``producer_ids_granted``: the next one to be granted. ``hidden_ms``: now, when the topic may come back; None:
+        it never does. :raises Refused: UNKNOWN_TOPIC_ID."""
         self._existing(topic_id)
         state = self.by_id.pop(topic_id)
         del self._by_name[state.topic.name]
         del self._by_metric_name[state.topic.name.replace(".", "_")]
         self.partition_count -= len(state.partitions)
-        for partition in state.partitions:
-            partition.dropped = True
-        changes.append(TopicDropped(topic_id))
         self._remember_deletion(state.topic.name, producer_ids_granted, changes)
+        if hidden_ms is None:
+            _drop(state, changes)
+        else:
+            self._hidden[topic_id] = (state, hidden_ms)
+            changes.append(TopicHidden(topic_id, hidden_ms))
+
+    def deleted(self) -> list[DeletedTopic]:
+        """Those that may come back, longest deleted first."""
+        hidden = [DeletedTopic(state.topic, deleted_ms) for state, deleted_ms in self._hidden.values()]
+        return sorted(hidden, key=lambda each: each.deleted_ms)
+
+    def undelete(self, topic_id: TopicId, partitions_max: int, changes: list[Change]) -> Topic:
+        """Bring a hidden topic back as it was. :raises Refused: UNKNOWN_TOPIC_ID, or as :meth:`create`."""
+        hidden = self._hidden.get(topic_id)
+        if hidden is None:
+            raise Refused(Refusal.UNKNOWN_TOPIC_ID, "There is no deleted topic with this id, or not any more.")
+        topic = hidden[0].topic
+        self.create(topic.name, topic.partition_count, topic.configs, topic_id, topic.created_ms, partitions_max, None)
+        del self._hidden[topic_id]
+        self._index(hidden[0])
+        changes.append(TopicRestored(topic_id))
+        return topic
+
+    def drop_hidden(self, until_ms: int, changes: list[Change]) -> list[TopicId]:
+        """Topics hidden then or earlier are gone for good."""
+        due = [topic_id for topic_id, (_, hidden_ms) in self._hidden.items() if hidden_ms <= until_ms]
+        for topic_id in due:
+            _drop(self._hidden.pop(topic_id)[0], changes)
+        return due
 
     def _remember_deletion(self, name: str, producer_ids_granted: int, changes: list[Change]) -> None:
         """Producers that wrote to it may go on in the next topic of this name, in the middle of their sequences."""
@@ -190,6 +234,12 @@ class Topics:
         self._by_name[topic.name] = topic
         self._by_metric_name[topic.name.replace(".", "_")] = topic.name
         self.partition_count += len(state.partitions)
+
+
+def _drop(state: TopicState, changes: list[Change]) -> None:
+    for partition in state.partitions:
+        partition.dropped = True
+    changes.append(TopicDropped(state.topic.topic_id))
 
 
 def check_topic_name(name: str) -> None:

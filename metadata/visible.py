@@ -64,10 +64,16 @@ class VisibleIndex:
         self._extents_max = extents_max
         self._order: deque[VisiblePartition] = deque()
         """The partition of each extent in memory, oldest commit first."""
+        self._hidden: dict[TopicId, list[VisiblePartition]] = {
+            deleted.topic.topic_id: [VisiblePartition() for _ in range(deleted.topic.partition_count)]
+            for deleted in snapshot.deleted_topics
+        }
+        """Of deleted topics that may come back: nobody sees them, and nothing is written to them."""
         for topic in snapshot.topics:
             self.put_topic(topic)
         for row in snapshot.partitions:
-            partition = self._partitions[row.topic_id][row.partition]
+            partitions = self._hidden.get(row.topic_id) or self._partitions[row.topic_id]
+            partition = partitions[row.partition]
             partition.log_start_offset = row.log_start_offset
             partition.high_watermark = row.high_watermark
             partition.max_timestamp_ms = row.max_timestamp_ms
@@ -84,14 +90,24 @@ class VisibleIndex:
         return partitions[partition]
 
     def put_topic(self, topic: Topic) -> None:
-        """A topic is there, its configs changed, or it has more partitions."""
+        """A topic is there, or back, its configs changed, or it has more partitions."""
+        kept = self._hidden.pop(topic.topic_id, None)
+        if kept is not None:
+            self._partitions[topic.topic_id] = kept
+            self.partition_count += len(kept)
         partitions = self._partitions.setdefault(topic.topic_id, [])
         additional = topic.partition_count - len(partitions)
         partitions += [VisiblePartition() for _ in range(additional)]
         self.partition_count += additional
         self.topics[topic.topic_id] = topic
 
-    def drop_topic(self, topic_id: TopicId) -> None:
+    def drop_topic(self, topic_id: TopicId, hidden: bool = False) -> None:
+        """``hidden``: it may come back, by :meth:`put_topic`."""
+        if topic_id not in self.topics:
+            self._hidden.pop(topic_id, None)
+            return
+        if hidden:
+            self._hidden[topic_id] = self._partitions[topic_id]
         topic = self.topics.pop(topic_id)
         self.partition_count -= topic.partition_count
         for partition in self._partitions.pop(topic_id):

@@ -297,6 +297,18 @@ class LifecycleSettings(Section):
         description="An object that nothing references any more is deleted after this: longer than a fetch takes, and "
         "than what agents know of extents may be out of date.",
     )
+    undelete_ms: int = Field(
+        3_600_000,
+        ge=0,
+        description="A deleted topic can be brought back for so long (`tidelog topic undelete`), and takes up its room "
+        "meanwhile; 0: never.",
+    )
+    count_interval_ms: int = Field(
+        30_000,
+        ge=100,
+        description="Pause between two counts of what the bucket holds (tidelog_metadata_segments_bytes); longer where "
+        "counting takes more than a fiftieth of it.",
+    )
     retention_interval_ms: int = Field(
         60_000,
         ge=10,

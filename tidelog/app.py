@@ -15,6 +15,7 @@ from importlib.metadata import version
 import structlog
 
 from agent.context import Agent, AgentIdentity
+from agent.deleted_topics import DeletedTopics
 from agent.drain import drain
 from agent.fetch.fetcher import Fetcher
 from agent.fetch.metrics import FetchMetrics
@@ -178,6 +179,7 @@ class AgentProcess:
         if settings.listen.advertise is not None:
             advertised_host, advertised_port = parse_address("listen.advertise", settings.listen.advertise)
         fetcher.peer_server.add_to(parts.http.app)
+        DeletedTopics(metadata).add_to(parts.http.app)
         bound_http_port = await parts.http.start(http_host, http_port)
         parts.closes("http", parts.http.stop)
         registration = AgentRegistration(

@@ -30,6 +30,7 @@ from tidelog.client import (
     show_table,
 )
 from tidelog.connecting import Cluster, CommandFailed, connects
+from tidelog.undelete import HTTP, deleted_topics, undelete_topic
 
 app = typer.Typer(help="Create, list, describe, configure, grow and delete topics.", no_args_is_help=True)
 
@@ -161,6 +162,35 @@ def delete(
     else:
         for name in names:
             print(f"{name} deleted")
+
+
+AgentHttp = Annotated[str, typer.Option("--http", metavar="HOST:PORT", help="HTTP address of an agent.")]
+
+
+@app.command()
+def deleted(http: AgentHttp = HTTP, as_json: AsJson = False) -> None:
+    """List deleted topics that can be brought back (lifecycle.undelete_ms)."""
+    with failures_reported():
+        topics = deleted_topics(http)
+    if as_json:
+        show_json(topics)
+    elif topics:
+        show_table(list(topics[0]), [list(topic.values()) for topic in topics])
+
+
+@app.command()
+def undelete(
+    topic: Annotated[str, typer.Argument(metavar="ID|NAME", help="As `tidelog topic deleted` shows it.")],
+    http: AgentHttp = HTTP,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a deleted topic back, with its records and configs; committed group offsets are not."""
+    with failures_reported():
+        found = undelete_topic(http, topic)
+    if as_json:
+        show_json(found)
+    else:
+        print(f"{found['topic']} is back, with {counted(found['partitions'], 'partition')}")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """DeleteTopics (key 20), versions 1-6: KIP-4, KIP-516 (by topic id, version 6), KIP-599 (messages, version 5).
 
-The topic's records are unreadable, and its groups' offsets gone, when the answer is sent. Its objects stay
-(docs/gaps.md).
+The topic's records are unreadable, and its groups' offsets gone, when the answer is sent. For a while it can be
+brought back (:mod:`agent.deleted_topics`), then its bytes go (RFC 6).
 A topic that comes twice in a request is INVALID_REQUEST, and is not deleted.
 
 Left out: the request's timeout (an answer takes as long as one metadata transaction).

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ingest.compacted_segment import COMPACTED_SEQUENCE_MIN, PlacedExtent, encode_compacted_segment
+from ingest.compacted_segment import PlacedExtent, encode_compacted_segment
 from ingest.compaction.metrics import CompactionMetrics
 from ingest.compaction.throttle import Throttle
 from ingest.segment import SegmentName
+from metadata.job_model import COMPACTED_SEQUENCE_MIN
 from metadata.model import Extent
 from runtime.clock import Clock, Entropy
 from storage.store import ObjectStore

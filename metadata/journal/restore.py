@@ -19,7 +19,7 @@ from metadata.journal.format import (
     decode_entry,
     decode_part,
 )
-from metadata.state import FENCED_EPOCH
+from metadata.state import FENCED_EPOCH, SWEEP_FROM
 from metadata.store.port import (
     AnswersSettled,
     Change,
@@ -180,6 +180,8 @@ async def fence_the_past(store: RestoringStore, snapshot: StoreSnapshot, epochs_
     changes += [AnswersSettled(agent_epoch, _SEQUENCE_ANY) for agent_epoch in sorted(epochs)]
     counters = raised_counters(snapshot, epochs_seen)
     changes += [CounterSaved(name, value) for name, value in counters.items()]
+    # What the journal does not know of may be all that is left of it: no sweep takes it for an orphan.
+    changes.append(CounterSaved(SWEEP_FROM, now_ms))
     await store.write(changes)
     last_producer_id = counters["producer_id"] - 1
     floors = [(row.topic_id, row.partition, last_producer_id) for row in snapshot.partitions]

@@ -33,6 +33,7 @@ from metadata.group_model import (
 )
 from metadata.job_model import JobLease, SweptObject
 from metadata.model import (
+    DeletedTopic,
     Extent,
     ExtentsFound,
     ExtentsQuery,
@@ -354,6 +355,12 @@ class RemoteMetadata:
 
     async def delete_topic(self, topic_id: TopicId) -> None:
         await self._call(methods.DELETE_TOPIC, topic_id)
+
+    async def deleted_topics(self) -> list[DeletedTopic]:
+        return await self._call(methods.DELETED_TOPICS)
+
+    async def undelete_topic(self, topic_id: TopicId) -> Topic:
+        return await self._call(methods.UNDELETE_TOPIC, topic_id)
 
     async def alter_topic_configs(self, topic_id: TopicId, changes: ConfigChanges, replace: bool = False) -> Topic:
         return await self._call(methods.ALTER_TOPIC_CONFIGS, topic_id, changes, replace)

@@ -26,6 +26,7 @@ from metadata.group_model import (
 )
 from metadata.job_model import JobLease
 from metadata.model import (
+    DeletedTopic,
     Extent,
     ExtentsFound,
     PartitionOffsets,
@@ -108,6 +109,8 @@ DELETE_RECORDS = Method[list[RecordsDeleted]]("delete_records", mutating=True)
 CREATE_TOPIC = Method[Topic]("create_topic", remembered=True)
 CREATE_PARTITIONS = Method[Topic]("create_partitions", remembered=True)
 DELETE_TOPIC = Method[None]("delete_topic", remembered=True)
+DELETED_TOPICS = Method[list[DeletedTopic]]("deleted_topics")
+UNDELETE_TOPIC = Method[Topic]("undelete_topic", remembered=True)
 ALTER_TOPIC_CONFIGS = Method[Topic]("alter_topic_configs", remembered=True)
 GRANT_PRODUCER_ID = Method[ProducerIdGranted]("grant_producer_id", mutating=True)
 

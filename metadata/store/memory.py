@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from metadata.compaction import SegmentSummary
 from metadata.group_model import GroupRecord, OffsetRecord
-from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
+from metadata.model import EXTENTS_FOUND_MAX, DeletedTopic, Extent, Topic, TopicId
 from metadata.store.port import (
     AgentDropped,
     AgentSaved,
@@ -38,6 +38,8 @@ from metadata.store.port import (
     StoreSnapshot,
     StoreUnavailable,
     TopicDropped,
+    TopicHidden,
+    TopicRestored,
     TopicSaved,
 )
 
@@ -115,6 +117,8 @@ class MemoryMetadataStore:
         self._cluster_id: str | None = None
         self._generation = 0
         self._topics: dict[TopicId, Topic] = {}
+        self._hidden: dict[TopicId, int] = {}
+        """Topics that were deleted and may come back, and when."""
         self._partitions: dict[tuple[TopicId, int], _Partition] = {}
         self._producers: dict[tuple[TopicId, int, int], ProducerSaved] = {}
         self._segments: dict[tuple[int, int], _Segment] = {}
@@ -261,7 +265,7 @@ class MemoryMetadataStore:
             raise StoreUnavailable("the memory store was not opened")
         return StoreSnapshot(
             self._cluster_id,
-            tuple(self._topics.values()),
+            tuple(topic for topic in self._topics.values() if topic.topic_id not in self._hidden),
             tuple(
                 PartitionRow(
                     topic_id,
@@ -280,6 +284,7 @@ class MemoryMetadataStore:
             tuple(self._groups.values()),
             {group_id: tuple(offsets.values()) for group_id, offsets in self._offsets.items() if offsets},
             tuple(self._calls.values()),
+            tuple(DeletedTopic(self._topics[topic_id], deleted_ms) for topic_id, deleted_ms in self._hidden.items()),
         )
 
     def _check(self, changes: Sequence[Change]) -> None:
@@ -371,6 +376,12 @@ class MemoryMetadataStore:
                 self._topics[topic.topic_id] = topic
                 for partition in range(topic.partition_count):
                     self._partitions.setdefault((topic.topic_id, partition), _Partition(change.producer_id_floor))
+            case TopicHidden(topic_id=topic_id):
+                if topic_id in self._topics:
+                    self._hidden[topic_id] = change.deleted_ms
+                    self._drop_offsets(topic_id)
+            case TopicRestored(topic_id=topic_id):
+                self._hidden.pop(topic_id, None)
             case TopicDropped(topic_id=topic_id):
                 self._drop_topic(topic_id)
             case AgentSaved():
@@ -400,11 +411,15 @@ class MemoryMetadataStore:
 
     def _drop_topic(self, topic_id: TopicId) -> None:
         topic = self._topics.pop(topic_id, None)
+        self._hidden.pop(topic_id, None)
         if topic is None:
             return
         for partition in range(topic.partition_count):
             self._dropped += self._partitions.pop((topic_id, partition)).extents
         self._producers = {key: saved for key, saved in self._producers.items() if key[0] != topic_id}
+        self._drop_offsets(topic_id)
+
+    def _drop_offsets(self, topic_id: TopicId) -> None:
         for offsets in self._offsets.values():
             for key in [key for key in offsets if key[0] == topic_id]:
                 del offsets[key]

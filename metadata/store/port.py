@@ -13,7 +13,7 @@ import msgspec
 
 from metadata.compaction import SegmentSummary
 from metadata.group_model import GroupRecord, OffsetRecord
-from metadata.model import Extent, Topic, TopicId
+from metadata.model import DeletedTopic, Extent, Topic, TopicId
 
 
 class TopicSaved(msgspec.Struct, frozen=True, tag=True):
@@ -27,6 +27,19 @@ class TopicDropped(msgspec.Struct, frozen=True, tag=True):
 
     Nothing of it is found after the write; what takes long to remove is left to :meth:`MetadataStore.purge`.
     """
+
+    topic_id: TopicId
+
+
+class TopicHidden(msgspec.Struct, frozen=True, tag=True):
+    """The topic was deleted, and may come back: its rows stay, but for committed group offsets, which go."""
+
+    topic_id: TopicId
+    deleted_ms: int
+
+
+class TopicRestored(msgspec.Struct, frozen=True, tag=True):
+    """A hidden topic is back, as it was."""
 
     topic_id: TopicId
 
@@ -194,6 +207,8 @@ class OffsetsDropped(msgspec.Struct, frozen=True, tag=True):
 
 Change = (
     TopicSaved
+    | TopicHidden
+    | TopicRestored
     | TopicDropped
     | ExtentsAdded
     | SegmentAdded
@@ -238,6 +253,8 @@ class StoreSnapshot(msgspec.Struct, frozen=True):
     groups: tuple[GroupRecord, ...]
     offsets: dict[str, tuple[OffsetRecord, ...]]
     calls: tuple[CallAnswered, ...] = ()
+    deleted_topics: tuple[DeletedTopic, ...] = ()
+    """Hidden ones; their partitions and producers are among the others."""
 
 
 class DeadSegment(msgspec.Struct, frozen=True):

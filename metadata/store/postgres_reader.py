@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from metadata.group_model import GroupRecord, OffsetRecord
-from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
+from metadata.model import EXTENTS_FOUND_MAX, DeletedTopic, Extent, Topic, TopicId
 from metadata.store.port import (
     AgentSaved,
     CallAnswered,
@@ -112,7 +112,8 @@ async def load(connection: Connection, generation: int) -> tuple[StoreSnapshot, 
             Topic(topic_id, name, partition_count, json.loads(configs), created_ms)
             for topic_id, name, partition_count, configs, created_ms in await _rows(
                 connection,
-                "SELECT topic_id, name, partition_count, configs, created_ms FROM topics ORDER BY created_ms, name",
+                "SELECT topic_id, name, partition_count, configs, created_ms FROM topics WHERE deleted_ms = 0"
+                " ORDER BY created_ms, name",
             )
         ),
         partitions=tuple(PartitionRow(topic_id, partition, *row) for topic_id, partition, _, *row in partitions),
@@ -149,6 +150,14 @@ async def load(connection: Connection, generation: int) -> tuple[StoreSnapshot, 
         calls=tuple(
             CallAnswered(*row)
             for row in await _rows(connection, "SELECT call_id, answer, answered_ms FROM calls ORDER BY answered_ms")
+        ),
+        deleted_topics=tuple(
+            DeletedTopic(Topic(topic_id, name, partition_count, json.loads(configs), created_ms), deleted_ms)
+            for topic_id, name, partition_count, configs, created_ms, deleted_ms in await _rows(
+                connection,
+                "SELECT topic_id, name, partition_count, configs, created_ms, deleted_ms FROM topics"
+                " WHERE deleted_ms > 0 ORDER BY deleted_ms, topic_id",
+            )
         ),
     )
     segment_id_max = await connection.fetchval("SELECT max(segment_id) FROM segments")

@@ -32,6 +32,8 @@ from metadata.store.port import (
     SegmentsDropped,
     StoreUnavailable,
     TopicDropped,
+    TopicHidden,
+    TopicRestored,
     TopicSaved,
 )
 from metadata.store.postgres_bulk import BULK, LEADS, Bulk, SegmentRow
@@ -184,12 +186,18 @@ class PostgresWriter:
                 )
             case LogStartMoved():
                 self._move_log_start(change)
-            case TopicDropped() | ProducersExpired() | GroupDropped() | OffsetsDropped():
+            case TopicRestored(topic_id=topic_id):
+                self._add("UPDATE topics SET deleted_ms = 0 WHERE topic_id = $1", topic_id)
+            case TopicHidden() | TopicDropped() | ProducersExpired() | GroupDropped() | OffsetsDropped():
                 self._flush()  # these remove rows that may be among those collected
                 self._remove(change)
 
-    def _remove(self, change: TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped) -> None:
+    def _remove(self, change: TopicHidden | TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped) -> None:
         match change:
+            case TopicHidden(topic_id=topic_id):
+                self._add("UPDATE topics SET deleted_ms = $1 WHERE topic_id = $2", change.deleted_ms, topic_id)
+                keys = [partition.key for partition in self._topics.get(topic_id, {}).values()]
+                self._add("DELETE FROM group_offsets WHERE partition_key = ANY ($1)", keys)
             case TopicDropped(topic_id=topic_id):
                 self._drop_topic(topic_id)
             case ProducersExpired():

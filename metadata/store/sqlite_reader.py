@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from metadata.group_model import GroupRecord, OffsetRecord
-from metadata.model import EXTENTS_FOUND_MAX, Extent, Topic, TopicId
+from metadata.model import EXTENTS_FOUND_MAX, DeletedTopic, Extent, Topic, TopicId
 from metadata.store.port import (
     AgentSaved,
     CallAnswered,
@@ -105,7 +105,8 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
         topics=tuple(
             Topic(topic_id, name, partition_count, json.loads(configs), created_ms)
             for topic_id, name, partition_count, configs, created_ms in query(
-                "SELECT topic_id, name, partition_count, configs, created_ms FROM topics ORDER BY created_ms, name"
+                "SELECT topic_id, name, partition_count, configs, created_ms FROM topics WHERE deleted_ms = 0"
+                " ORDER BY created_ms, name"
             )
         ),
         partitions=tuple(PartitionRow(topic_id, partition, *row) for topic_id, partition, _, *row in query(PARTITIONS)),
@@ -135,6 +136,13 @@ def read_snapshot(connection: sqlite3.Connection) -> StoreSnapshot:
         offsets={group_id: tuple(records) for group_id, records in offsets.items()},
         calls=tuple(
             CallAnswered(*row) for row in query("SELECT call_id, answer, answered_ms FROM calls ORDER BY answered_ms")
+        ),
+        deleted_topics=tuple(
+            DeletedTopic(Topic(topic_id, name, partition_count, json.loads(configs), created_ms), deleted_ms)
+            for topic_id, name, partition_count, configs, created_ms, deleted_ms in query(
+                "SELECT topic_id, name, partition_count, configs, created_ms, deleted_ms FROM topics"
+                " WHERE deleted_ms > 0 ORDER BY deleted_ms, topic_id"
+            )
         ),
     )
 

@@ -29,6 +29,8 @@ from metadata.store.port import (
     SegmentAdded,
     SegmentsDropped,
     TopicDropped,
+    TopicHidden,
+    TopicRestored,
     TopicSaved,
 )
 from metadata.store.sqlite_compaction import swap_extents
@@ -129,7 +131,9 @@ class SqliteWriter:
                 case ExtentsSwapped():
                     self._swap_extents(change)
                 case _:
-                    if isinstance(change, TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped):
+                    if isinstance(
+                        change, TopicHidden | TopicDropped | ProducersExpired | GroupDropped | OffsetsDropped
+                    ):
                         self._flush()  # these remove rows that may be among those collected
                     self._apply_small(change)
         self._flush()
@@ -179,6 +183,15 @@ class SqliteWriter:
             case GroupDropped(group_id=group_id):
                 execute("DELETE FROM consumer_groups WHERE group_id = ?", (group_id,))
                 execute("DELETE FROM group_offsets WHERE group_id = ?", (group_id,))
+            case TopicHidden(topic_id=topic_id):
+                execute("UPDATE topics SET deleted_ms = ? WHERE topic_id = ?", (change.deleted_ms, topic_id))
+                execute(
+                    "DELETE FROM group_offsets WHERE partition_key IN"
+                    " (SELECT partition_key FROM partitions WHERE topic_id = ?)",
+                    (topic_id,),
+                )
+            case TopicRestored(topic_id=topic_id):
+                execute("UPDATE topics SET deleted_ms = 0 WHERE topic_id = ?", (topic_id,))
             case TopicDropped(topic_id=topic_id):
                 self._drop_topic(topic_id)
             case ProducersExpired():

@@ -18,7 +18,7 @@ from tests.support.metadata_stores import STORES, metadata_url
 from tests.support.metadata_world import World
 
 SETTINGS = LifecycleSettings(
-    deletion_grace_ms=60_000, orphan_age_ms=30_000, sweep_interval_ms=3_600_000, job_lease_ms=20_000
+    undelete_ms=0, deletion_grace_ms=60_000, orphan_age_ms=30_000, sweep_interval_ms=3_600_000, job_lease_ms=20_000
 )
 EVER_MS = 10**15
 
@@ -30,7 +30,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         world = World(url, transport, SETTINGS)
         await world.start()
         world.epoch = (await world.client.register_agent(registration())).agent_epoch
-        world.topic = await world.client.create_topic("logs", 2, {})
+        world.topic = await world.client.create_topic("logs", 2, {"retention.ms": "-1"})
         yield world
         await world.stop()
 

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ingest.compacted_segment import COMPACTED_SEQUENCE_MIN, CompactedFooter
+from ingest.compacted_segment import CompactedFooter
 from ingest.segment import SEGMENT_PREFIX, SegmentFooter, SegmentName, decode_footer, parse_segment_key
 from ingest.segment_ending import SegmentCorrupt, ending_byte_length
+from metadata.job_model import COMPACTED_SEQUENCE_MIN
 from metadata.journal.restore import RestoringStore, raised_counters
 from metadata.model import ExtentDraft, Refusal, SegmentCommit, SegmentCommitted, TopicId
 from metadata.state import FENCED_EPOCH, State

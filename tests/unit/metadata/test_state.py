@@ -157,9 +157,9 @@ def test_a_deletion_is_remembered_by_name_and_when_there_are_too_many_for_every_
     for number, name in enumerate(("a", "b", "a"), 10):
         assert floor(name, number) == {10: 0, 11: 0, 12: 1}[number]
         world.state.grant_producer_id(-1, -1, [])
-        world.state.topics.delete(topic_id(number), world.state.producer_ids_granted, [])
+        world.state.topics.delete(topic_id(number), world.state.producer_ids_granted, None, [])
     assert (floor("a", 20), floor("b", 21), floor("c", 22)) == (3, 2, 0)
-    world.state.topics.delete(topic_id(22), world.state.producer_ids_granted, [])
+    world.state.topics.delete(topic_id(22), world.state.producer_ids_granted, None, [])
     assert floor("d", 24) == 3
     assert floor("c", 25) == 3
 
@@ -192,7 +192,7 @@ def test_too_many_producers_expire_early(world: World, monkeypatch: pytest.Monke
 def test_producers_of_a_deleted_topic_go_without_a_change_of_their_own(world: World) -> None:
     world.commit(1, (world.topic, 0, [batch(1, producer=1, epoch=0, sequence=0)]))
     changes: list[Change] = []
-    world.state.topics.delete(world.topic, 0, changes)
+    world.state.topics.delete(world.topic, 0, None, changes)
     assert changes == [TopicDropped(world.topic)]
     assert world.state.expire_producers(5_000, 100, changes) == 1
     assert changes == [TopicDropped(world.topic)]
@@ -202,7 +202,7 @@ def test_the_partitions_of_deleted_topics_may_be_used_again(world: World) -> Non
     world.state.topics.create("big", 98, {}, topic_id(2), 1, 100, [])
     with pytest.raises(Refused):
         world.state.topics.create("one more", 1, {}, topic_id(3), 1, 100, [])
-    world.state.topics.delete(topic_id(2), world.state.producer_ids_granted, [])
+    world.state.topics.delete(topic_id(2), world.state.producer_ids_granted, None, [])
     changes: list[Change] = []
     world.state.topics.create("one-more", 98, {}, topic_id(3), 1, 100, changes)
     assert len(changes) == 1 and isinstance(changes[0], TopicSaved)

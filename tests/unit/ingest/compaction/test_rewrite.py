@@ -8,7 +8,7 @@ import struct
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ingest.compacted_segment import COMPACTED_SEQUENCE_MIN, CompactedFooter
+from ingest.compacted_segment import CompactedFooter
 from ingest.compaction.metrics import CompactionMetrics
 from ingest.compaction.rewrite import PURPOSE, Rewriter
 from ingest.compaction.throttle import Throttle
@@ -16,6 +16,7 @@ from ingest.compaction.write import SegmentNames, WrittenSegment
 from ingest.compression import iterate_records
 from ingest.segment import PartitionRun, check_segment, encode_segment, parse_segment_key
 from metadata.compaction import FINISHED_LEVEL
+from metadata.job_model import COMPACTED_SEQUENCE_MIN
 from metadata.model import Extent
 from runtime.budget import Budget
 from runtime.clock import SeededEntropy

@@ -42,6 +42,7 @@ def test_calls_that_only_look_are_the_ones_not_kept() -> None:
         "partition_offsets",
         "partition_bytes",
         "group_lags",
+        "deleted_topics",
     }
     assert {name for name, method in METHODS.items() if method.pace is Pace.PARKED} == {"join_group", "sync_group"}
 
@@ -49,7 +50,7 @@ def test_calls_that_only_look_are_the_ones_not_kept() -> None:
 def test_the_calls_that_are_remembered_are_those_the_service_takes_an_id_for() -> None:
     taking = {name for name in METHODS if "call_id" in inspect.signature(getattr(MetadataService, name)).parameters}
     assert {name for name, method in METHODS.items() if method.remembered} == taking
-    assert len(taking) == 8
+    assert len(taking) == 9
 
 
 def test_arguments_and_answers_travel() -> None:
