@@ -47,7 +47,7 @@ BODY_SECONDS = 10.0
 """A body that takes longer to arrive is given up."""
 WAIT_MS_MAX = 60_000
 LOG_SECONDS = 10.0
-"""Refused secrets and malformed requests are logged at most so often."""
+"""Refused secrets, malformed requests and watches that were cut off are logged at most so often."""
 
 _MALFORMED = (ValueError, RecursionError, TimeoutError, ConnectionError, asyncio.IncompleteReadError)
 _NOTHING = msgspec.Raw(msgspec.msgpack.encode(""))
@@ -255,7 +255,10 @@ class RpcServer:
             pass  # the agent is gone, or its watch was aborted; it will be back
         finally:
             term.hub.close(watcher)
-            term.hub.report(watcher)
+            if term.hub.was_cut_off(watcher):
+                self._log_now_and_then(
+                    "watch_cut_off", peer=request.remote, client=watcher.client, reason=watcher.ended
+                )
         return response
 
     async def _follow(self, request: web.Request) -> web.Response:

@@ -11,8 +11,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
-import structlog
-
 from metadata.agent_model import AgentInfo
 from metadata.client import Subscription
 from metadata.model import Extent, LogStart, Topic, TopicId, TopicsChanged
@@ -39,8 +37,6 @@ FOLLOWED_MAX = 200_000
 """Partitions one watch follows; a cluster has 100,000 by default."""
 WRITE_BYTES = 256 * 1024
 """Written at once."""
-
-_log = structlog.get_logger("tidelog.metadata.watch")
 
 PartitionKey = tuple[TopicId, int]
 
@@ -258,11 +254,12 @@ class WatchHub:
             watcher.end("this process no longer leads")
             self.close(watcher)
 
-    def report(self, watcher: Watcher) -> None:
-        """One line about a watch that was cut off."""
-        if watcher.ended is not None and not self._closed:
-            self._metrics.watchers_cut.inc()
-            _log.warning("watch_cut_off", client=watcher.client, reason=watcher.ended)
+    def was_cut_off(self, watcher: Watcher) -> bool:
+        """Whether it was ended for its agent's sake or others', and not with the term; counted."""
+        if watcher.ended is None or self._closed:
+            return False
+        self._metrics.watchers_cut.inc()
+        return True
 
     def _crowd_out(self) -> None:
         """:raises TooMany:"""

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from metadata.agent_model import AgentCondition, AgentHeartbeat, AgentInfo, AgentLoad
 from metadata.model import Extent, MetadataUnavailable, Topic, TopicId, TopicsChanged
@@ -444,16 +445,19 @@ async def test_a_flood_of_watches_pushes_out_its_own_and_no_agents(
     hub: Any = world.nodes[0].server.term.hub  # type: ignore[union-attr]
     hub.open("far", "far", "", "10.0.0.2")
     sockets = []
-    for number in range(20):
-        flood = socket.create_connection(("127.0.0.1", world.nodes[0].port))
-        flood.sendall(b"GET /watch?client=%d&watch=%d&member=zz HTTP/1.1\r\nHost: x\r\n\r\n" % (number, number))
-        sockets.append(flood)
-        async with asyncio.timeout(2):
-            while str(number) not in hub._watchers:
-                await asyncio.sleep(0.001)
+    with capture_logs() as logs:
+        for number in range(20):
+            flood = socket.create_connection(("127.0.0.1", world.nodes[0].port))
+            flood.sendall(b"GET /watch?client=%d&watch=%d&member=zz HTTP/1.1\r\nHost: x\r\n\r\n" % (number, number))
+            sockets.append(flood)
+            async with asyncio.timeout(2):
+                while str(number) not in hub._watchers:
+                    await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
     assert len(hub._watchers) == 5
     assert {"far", "17", "18", "19"} < set(hub._watchers), "the oldest of the address that has most"
     assert view.gaps == 0
+    assert [line["event"] for line in logs] == ["watch_cut_off"], "one line in ten seconds"
     await world.commit(0)
     async with asyncio.timeout(2):
         while view.ends[world.key(0)] != 1:
