@@ -28,6 +28,7 @@ from tests.tools.postgres import PostgresServer, require_postgres
 
 LEASE_MS = 1_000
 LEASE_SECONDS = LEASE_MS / 1000
+LONG_LEASE_MS = 10_000
 
 pytestmark = pytest.mark.integration
 
@@ -74,9 +75,11 @@ async def leading(url: str, lease_ms: int = LEASE_MS) -> AsyncIterator[PostgresM
 
 
 @asynccontextmanager
-async def standing_by(url: str) -> AsyncIterator[tuple[PostgresMetadataStore, asyncio.Task[int]]]:
+async def standing_by(
+    url: str, lease_ms: int = LEASE_MS
+) -> AsyncIterator[tuple[PostgresMetadataStore, asyncio.Task[int]]]:
     """A store that waits for its turn, and has waited for some looks already."""
-    store = store_on(url)
+    store = store_on(url, lease_ms)
     task = asyncio.create_task(store.lead())
     await asyncio.sleep(2 * postgres_leadership.LOOK_SECONDS)
     try:
@@ -119,15 +122,13 @@ async def writing_to(postgres: PostgresServer, url: str) -> None:
 # --- handing over -------------------------------------------------------------------------------------------------
 
 
-async def test_generations_grow_and_the_next_one_leads_as_soon_as_the_last_has_closed(url: str) -> None:
+async def test_a_leader_that_renews_is_left_alone_and_generations_grow(url: str) -> None:
     async with leading(url) as first, renewing(first), standing_by(url) as (second, led):
         await first.write([CounterSaved("node_id", 1)])
         await asyncio.sleep(2 * LEASE_SECONDS)
-        assert not led.done(), "a leader that renews is left alone"
+        assert not led.done()
         await first.close()
-        began = time.monotonic()
         assert await led == 2
-        assert time.monotonic() - began < LEASE_SECONDS, "not only when the lease was over"
         assert (await second.open("another")).counters == {"node_id": 1}
         assert (await second.reload()).cluster_id == "cluster"
 
@@ -168,13 +169,20 @@ async def test_one_process_for_itself_renews_by_itself(url: str) -> None:
 # --- the dead and the frozen ----------------------------------------------------------------------------------------
 
 
+async def test_a_leader_that_closes_is_replaced_at_once(url: str) -> None:
+    """Long leases where it must not take one: with short ones a busy machine makes "at once" as long as a lease."""
+    async with leading(url, LONG_LEASE_MS) as first, standing_by(url, LONG_LEASE_MS) as (_, led):
+        await first.close()
+        async with asyncio.timeout(LONG_LEASE_MS / 2000):
+            assert await led == 2
+
+
 async def test_a_leader_whose_session_is_gone_is_replaced_at_once(url: str) -> None:
-    async with leading(url) as first, standing_by(url) as (second, led):
+    async with leading(url, LONG_LEASE_MS) as first, standing_by(url, LONG_LEASE_MS) as (second, led):
         assert first._connection is not None
         first._connection.terminate()
-        began = time.monotonic()
-        assert await led == 2
-        assert time.monotonic() - began < LEASE_SECONDS, "not only when the lease was over"
+        async with asyncio.timeout(LONG_LEASE_MS / 2000):
+            assert await led == 2
         assert not first.sure(), "it noticed by itself"
         await second.open("cluster")
         with pytest.raises(Deposed):
