@@ -90,6 +90,12 @@ def failure_code(error: Exception) -> ErrorCode:
     return ErrorCode.unknown_server_error
 
 
+def named_failure_code(error: Exception) -> ErrorCode:
+    """As :func:`failure_code`, to a client that named a topic: that our id of it is gone means nothing to it."""
+    code = failure_code(error)
+    return ErrorCode.unknown_topic_or_partition if code is ErrorCode.unknown_topic_id else code
+
+
 def error_class(error: Refusal | Exception) -> ErrorClass:
     """What the client may conclude. An exception we do not know is ``UNKNOWN``."""
     if isinstance(error, Refused):

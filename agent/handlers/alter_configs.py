@@ -16,7 +16,7 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
-from agent.errors import failure_code
+from agent.errors import named_failure_code
 from agent.handlers.incremental_alter_configs import alterable_topic, check_configs, check_once, resource_row
 from metadata.model import MetadataError, Refusal, Refused
 
@@ -43,7 +43,7 @@ async def _alter(resource: Any, is_duplicate: bool, validate_only: bool, agent: 
         if not validate_only:
             await agent.metadata.alter_topic_configs(view.topic_id, dict(configs), True)
     except MetadataError as error:
-        return resource_row(resource, failure_code(error), str(error))
+        return resource_row(resource, named_failure_code(error), str(error))
     return resource_row(resource, ErrorCode.none, None)
 
 

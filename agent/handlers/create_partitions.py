@@ -18,7 +18,7 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
-from agent.errors import failure_code
+from agent.errors import named_failure_code
 from agent.handlers.create_topics import broker_ids, check_replicas
 from agent.topics import TopicView
 from metadata.model import MetadataError, Refusal, Refused
@@ -45,10 +45,7 @@ async def _grow(wanted: Any, is_duplicate: bool, validate_only: bool, agent: Age
             _check_assignments(wanted, view, broker_ids(agent))
         await agent.metadata.create_partitions(view.topic_id, wanted.count, validate_only)
     except MetadataError as error:
-        code = failure_code(error)
-        if code is ErrorCode.unknown_topic_id:  # it was deleted meanwhile; the client knows its name
-            code = ErrorCode.unknown_topic_or_partition
-        return {"name": wanted.name, "error_code": code, "error_message": str(error)}
+        return {"name": wanted.name, "error_code": named_failure_code(error), "error_message": str(error)}
     return {"name": wanted.name, "error_code": ErrorCode.none, "error_message": None}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from kio.schema.errors import ErrorCode
 
 from agent.context import Agent, Body, Call
-from agent.errors import failure_code
+from agent.errors import named_failure_code
 from agent.handlers.describe_configs import BROKER_RESOURCE, TOPIC_RESOURCE
 from agent.topics import TopicView
 from metadata.config_definitions import ConfigType, split_list
@@ -48,7 +48,7 @@ async def _alter(resource: Any, is_duplicate: bool, validate_only: bool, agent: 
             raise Refused(Refusal.INVALID_REQUEST, "Each resource must appear at most once.")
         await _alter_topic(resource, validate_only, agent)
     except MetadataError as error:
-        return resource_row(resource, failure_code(error), str(error))
+        return resource_row(resource, named_failure_code(error), str(error))
     return resource_row(resource, ErrorCode.none, None)
 
 

@@ -234,11 +234,14 @@ async def test_growth_by_assignment_and_a_topic_named_twice(world: World) -> Non
     assert codes(answer.results) == [ErrorCode.none, ErrorCode.unknown_topic_or_partition]
 
 
-async def test_growth_of_a_topic_that_was_deleted_meanwhile(world: World) -> None:
+async def test_changes_of_a_topic_that_was_deleted_meanwhile(world: World) -> None:
     world.listener.is_behind = True
     await world.service.delete_topic(world.topic_id)
     answer = await world.ask(apis.CREATE_PARTITIONS, topics=(growth("logs", 4),))
     assert codes(answer.results) == [ErrorCode.unknown_topic_or_partition]
+    for key in (apis.ALTER_CONFIGS, apis.INCREMENTAL_ALTER_CONFIGS):
+        answer = await world.ask(key, resources=(resource(("flush.ms", "1")),))
+        assert codes(answer.responses) == [ErrorCode.unknown_topic_or_partition]
 
 
 # --- DeleteGroups and OffsetDelete ----------------------------------------------------------------------------
