@@ -26,10 +26,12 @@ EXTENTS = (1_000, 100_000, 10_000_000)
 PARTITIONS = 90_000
 
 
-def _start(folder: Path, store: str, *, one_by_one: bool = False) -> Server:
+def _start(folder: Path, store: str, *, one_by_one: bool = False, journal: bool = False) -> Server:
     port = free_port()
     tidelog = [sys.executable, "-c", ONE_BY_ONE] if one_by_one else [str(Path(sys.executable).parent / "tidelog")]
     command = [*tidelog, "metadata", "--listen", f"127.0.0.1:{port}", "--store", store]
+    if journal:
+        command += ["--storage", f"file://{folder}/objects"]
     folder.mkdir(parents=True, exist_ok=True)
     process = ServerProcess("metadata", command, folder / "metadata.log", dict(os.environ))
     process.start(port)
@@ -107,6 +109,51 @@ def commits(bench: Bench) -> list[Row]:
                         None if goal is None else grouped[measure] >= goal,
                         f"one transaction a commit: {single[measure]:,.0f}; p50 {grouped['p50_ms']:.0f} ms,"
                         f" p99 {grouped['p99_ms']:.0f} ms; generator at {grouped['generator']:.0%}",
+                    )
+                )
+    return rows
+
+
+def journal(bench: Bench) -> list[Row]:
+    """The same commits with the journal going into a folder, against none; what it puts, and while nothing changes."""
+    rows = []
+    with _stores(bench) as stores:
+        urls = dict(stores)
+        for store in ("SQLite", "PostgreSQL"):
+            if store not in urls:
+                continue
+            for extents, measure in ((200, "extents_per_s"), (1, "commits_per_s")):
+                found: dict[bool, Figures] = {}
+                puts = busy = 0.0
+                for journaled in (False, True):
+                    url = urls[f"{store} one by one"] if journaled and store == "PostgreSQL" else urls[store]
+                    if store == "SQLite":
+                        Path(f"{bench.folder}/metadata.sqlite").unlink(missing_ok=True)
+                    folder = bench.folder / f"journal-{store}-{extents}"
+                    server = _start(folder, url, journal=journaled)
+                    try:
+                        began = time.monotonic()
+                        found[journaled] = _load(
+                            "commit",
+                            *("--url", f"http://127.0.0.1:{server.port}"),
+                            *("--extents", extents, "--seconds", bench.seconds, "--prefix", f"j{extents}"),
+                        )
+                        busy = time.monotonic() - began
+                        if journaled:
+                            puts = len(list((folder / "objects" / "meta" / "journal").iterdir()))
+                    finally:
+                        server.stop()
+                with_it, without = found[True], found[False]
+                rows.append(
+                    Row(
+                        "metadata commits with the journal",
+                        f"{store}, {extents} extents each",
+                        f"{with_it[measure]:,.0f} {measure.removesuffix('_per_s')}/s",
+                        f"{with_it[measure] / without[measure]:.2f}x",
+                        "report",
+                        None,
+                        f"p99 {with_it['p99_ms']:.0f} ms, without {without['p99_ms']:.0f} ms;"
+                        f" {puts:.0f} PUTs in {busy:.0f} s",
                     )
                 )
     return rows

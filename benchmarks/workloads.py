@@ -310,6 +310,7 @@ WORKLOADS: dict[str, Callable[[Bench], list[Row]]] = {
     "cpu": cpu,
     "isolation": isolation.isolation,
     "metadata commits": metadata.commits,
+    "metadata journal": metadata.journal,
     "metadata finding": metadata.finding,
     "metadata partitions": metadata.partitions,
     "zones": zones.zones,

@@ -198,9 +198,9 @@ class MetadataService:
         """Finish what was decided and close the store. Idempotent."""
         await self._groups.stop()
         await self._pipeline.stop()
+        await self._store.close()  # before the journal ends: a standby need not wait for the bucket
         if self._journal is not None:
             await self._journal.stop()
-        await self._store.close()
 
     @property
     def cluster_id(self) -> str:

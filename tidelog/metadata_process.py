@@ -74,6 +74,7 @@ class MetadataProcess:
                 metrics=StorageMetrics(parts.registry),
             )
             parts.object_store = bucket
+            parts.health.add_fact("journal", self._journal_state)
             parts.closes("store", bucket.close)
         in_memory = store if isinstance(store, MemoryMetadataStore) else None
         self._leadership = leadership = Leadership(
@@ -90,7 +91,6 @@ class MetadataProcess:
         ClusterPage(self._server, parts.clock).add_routes(parts.http.app)
         parts.http.before_scrape(self._refresh_groups)
         parts.health.add_fact("role", lambda: "standby" if self._server.term is None else "leader")
-        parts.health.add_fact("journal", self._journal_state)
         parts.health.add_readiness("metadata", self._problem)
         try:
             self.address = f"{host}:{await parts.http.start(host, port)}"
