@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from unittest import mock
 
 import structlog
-from prometheus_client import CollectorRegistry
 
 import agent.fetch.peers
 import agent.load
@@ -21,10 +20,10 @@ import agent.neighbours
 import metadata.rpc.leader
 import tidelog.app
 import tidelog.metadata_process
+import tidelog.parts
 from metadata.model import MetadataUnavailable
 from metadata.store.port import StoreUnavailable
 from runtime.clock import SeededEntropy
-from runtime.health import Health
 from runtime.settings import (
     CompactionSettings,
     FetchSettings,
@@ -36,7 +35,6 @@ from runtime.settings import (
     S3Settings,
     Settings,
 )
-from runtime.tasks import Supervisor
 from storage.metered import MeteredStore
 from storage.retry import RetryingStore, RetryPolicy
 from storage.store import StorageError
@@ -47,7 +45,6 @@ from tests.simulation.network import Network
 from tests.simulation.object_store import SimObjectStore
 from tests.simulation.sockets import Disconnected, Link, SimKafkaServer
 from tidelog.agent import reach_metadata
-from tidelog.parts import ProcessParts
 
 METADATA_PORT = 8090
 LOOP_PROBE_SECONDS = 0.25
@@ -70,25 +67,6 @@ class Site(Protocol):
     referee: Any
 
 
-class SimParts(ProcessParts):
-    """``tidelog.parts.ProcessParts`` without the machine's own figures, and with HTTP over the simulated network."""
-
-    network: Network
-
-    def __init__(self, settings: Settings, clock: Any, entropy: Any, on_failure: Any) -> None:
-        process = PROCESS.get()
-        assert process is not None
-        self.settings = settings
-        self.clock = clock
-        self.entropy = entropy
-        self.on_failure = on_failure
-        self.registry = CollectorRegistry()
-        self.health = Health()
-        self.http = SimHttpServer(self.network, process)  # type: ignore[assignment]
-        self.supervisor = Supervisor(on_failure)
-        self._closers = []
-
-
 def agent_settings(host: str, zone: str, metadata_hosts: list[str]) -> Settings:
     """An agent of the simulation: small segments, short deadlines."""
     return Settings(
@@ -107,6 +85,7 @@ def agent_settings(host: str, zone: str, metadata_hosts: list[str]) -> Settings:
 def metadata_settings(host: str) -> Settings:
     return Settings(
         metadata="memory://",
+        storage="memory://",
         listen=ListenSettings(metadata=f"{host}:{METADATA_PORT}"),
         groups=GroupSettings(initial_rebalance_delay_ms=500),
         lifecycle=LifecycleSettings(
@@ -236,6 +215,11 @@ def simulated(site: Site) -> Iterator[None]:
         store = MeteredStore(SimObjectStore(site.bucket), metrics, clock)
         return RetryingStore(store, policy, clock, entropy, metrics)
 
+    def http_server(*_: Any) -> SimHttpServer:
+        process = PROCESS.get()
+        assert process is not None
+        return SimHttpServer(network, process)
+
     async def connects(endpoint: Any) -> bool:
         try:
             link = await Link.connect(network, endpoint.host, endpoint.port)
@@ -260,9 +244,12 @@ def simulated(site: Site) -> Iterator[None]:
         stack.callback(structlog.configure, **before)
         for target, name, value in (
             (tidelog.app, "open_store", open_store),
-            (tidelog.app, "ProcessParts", SimParts),
             (tidelog.app, "KafkaServer", SimKafkaServer),
-            (tidelog.metadata_process, "ProcessParts", SimParts),
+            (tidelog.metadata_process, "open_store", open_store),
+            (tidelog.parts, "HttpServer", http_server),
+            (tidelog.parts, "ProcessCollector", nothing),
+            (tidelog.parts, "PlatformCollector", nothing),
+            (tidelog.parts, "GCCollector", nothing),
             (tidelog.metadata_process, "raise_file_limit", nothing),
             (
                 tidelog.metadata_process,
@@ -276,6 +263,6 @@ def simulated(site: Site) -> Iterator[None]:
         ):
             stack.enter_context(mock.patch.object(target, name, value))
         stack.enter_context(mock.patch.object(tidelog.app, "print", nothing, create=True))
-        for holder in (SimParts, SimKafkaServer, SimSession):
+        for holder in (SimKafkaServer, SimSession):
             stack.enter_context(mock.patch.object(holder, "network", network, create=True))
         yield

@@ -31,6 +31,7 @@ from tests.support.history import Violation
 
 PARTITIONS = 2
 GROUP = "readers"
+START_SECONDS_MAX = 60.0
 HEAL_SECONDS_MAX = 90.0
 """After the heal everybody must have got somewhere within this."""
 
@@ -206,7 +207,9 @@ class World:
     async def _as_client(self, name: str, work: Any) -> None:
         process = SimProcess(name, name, self._zones[0])
         self.network.processes[name] = process
-        await asyncio.wait([self.loop.start_in(process, name, work)])
+        task = self.loop.start_in(process, name, work)
+        await asyncio.wait([task])
+        task.result()
 
     async def _create_topic(self) -> None:
         module = schema("create_topics", 5)
@@ -219,15 +222,14 @@ class World:
             ),
             timeout=milliseconds(10_000),
         )
-        while True:
-            try:
+        while self.loop.time() < START_SECONDS_MAX:
+            with contextlib.suppress(Disconnected):
                 answer = await cluster.ask(await cluster.any_host(), request, 10.0)
                 if int(answer.topics[0].error_code) in (0, 36):
-                    break
-            except Disconnected:
-                pass
+                    cluster.close()
+                    return
             await asyncio.sleep(0.2)
-        cluster.close()
+        raise Stuck("the cluster does not even start")
 
     async def _read_everything(self) -> None:
         """One read of all partitions from the first offset to the durable end, and of the group's offsets."""
