@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from metadata.compaction import ExtentSwap
 from metadata.journal.buffer import JournalBuffer
 from metadata.journal.chain import read_chain
 from metadata.journal.format import JOURNAL_PREFIX, META_PREFIX, SNAPSHOT_PREFIX
 from metadata.journal.restore import RestoreFailed, look
+from metadata.model import Extent, RecordsDeletion
 from metadata.store.factory import open_metadata_store
 from metadata.store.port import StoreUnavailable
 from metadata.store.tables import NotEmpty
@@ -21,6 +23,7 @@ from storage.faults import FaultRates, FaultyStore
 from storage.memory import MemoryStore
 from tests.support.journals import QUICK, contents, journaled, restored, sqlite_url
 from tests.support.metadata import registration
+from tests.support.metadata_stores import DURABLE_STORES, metadata_url
 
 
 @pytest.fixture
@@ -47,6 +50,35 @@ async def test_what_became_durable_is_restored_exactly(bucket: MemoryStore, tmp_
     replayed, _ = await restored(bucket, sqlite_url(tmp_path, "new"))
     assert replayed.ended_by is None and replayed.entries >= 1
     assert await contents(sqlite_url(tmp_path, "new")) == await contents(url)
+
+
+@pytest.mark.parametrize("target", DURABLE_STORES)
+async def test_what_other_rooms_change_comes_along(
+    bucket: MemoryStore, tmp_path: Path, target: str, request: pytest.FixtureRequest
+) -> None:
+    """Compaction, DeleteRecords, topics that are deleted, undeleted and grown: all in entries, none in the snapshot."""
+    url = sqlite_url(tmp_path, "lost")
+    async with journaled(url, bucket) as running:
+        await running.begin()
+        await running.caught_up()
+        await running.commit(12)
+        service, topic_id, now_ms = running.service, running.topic_id, SystemClock().now_ms()
+        placed = Extent(topic_id, 0, 4, 19, "segments/c0", 0, 3_000, 1_000, now_ms, 1)
+        inputs = frozenset(f"segments/{number}" for number in range(1, 13))
+        await service.swap_extents(
+            running.epoch, ExtentSwap(500_000_000_000, "segments/c0", 9_000, 1, now_ms, inputs, (placed,))
+        )
+        await service.delete_records([RecordsDeletion(topic_id, 0, 9), RecordsDeletion(topic_id, 1, 12)])
+        gone = (await service.create_topic("gone", 1, {})).topic_id
+        await service.delete_topic(gone)
+        await service.undelete_topic(gone)
+        await service.create_partitions(gone, 5)
+        await running.commit(3)
+        await running.caught_up()
+    with metadata_url(target, tmp_path, request) as new:
+        replayed, _ = await restored(bucket, new)
+        assert replayed.writes > 15
+        assert await contents(new) == await contents(url)
 
 
 async def test_nothing_is_put_when_nothing_changes(bucket: MemoryStore, tmp_path: Path) -> None:
@@ -122,6 +154,10 @@ async def test_a_write_of_unknown_outcome_is_not_read_over(
         assert len(read_chain(await keys(bucket)).complete) == 2, "a snapshot has what the journal was not told"
     await restored(bucket, sqlite_url(tmp_path, "new"))
     assert await contents(sqlite_url(tmp_path, "new")) == await contents(url)
+    await bucket.delete([read_chain(await keys(bucket)).complete[-1].complete_key])
+    replayed, snapshot = await restored(bucket, sqlite_url(tmp_path, "short"))
+    assert replayed.ended_by is not None and replayed.entries_unused == 1
+    assert {row.high_watermark for row in snapshot.partitions} == {0}, "and nothing that came after the gap"
 
 
 async def test_older_snapshots_and_entries_go(bucket: MemoryStore, tmp_path: Path) -> None:
