@@ -147,6 +147,6 @@ def test_only_what_two_newer_snapshots_make_useless_goes() -> None:
     chain = read_chain(keys)
     assert to_prune(chain, 3, {second: 3}) == [first.complete_key, first.part_key(0), entries[0].key, entries[1].key]
     assert to_prune(chain, 1, {}) == []
-    assert to_prune(chain, 2, {first: 2, second: 3, later: 1}) == [], "a deposed leader removes nothing of its successor"
+    assert to_prune(chain, 2, {first: 2, second: 3, later: 1}) == [], "a deposed leader leaves its successor alone"
     assert chain.following(2, 2) == [EntryName(2, 3), EntryName(2, 4)]
     assert chain.following(2, 4) == []
