@@ -143,7 +143,7 @@ async def test_a_frozen_leader_is_replaced_and_changes_nothing_when_it_thaws(pai
             await asyncio.sleep(1)
             frozen.thaw()
             await asyncio.sleep(1.5)
-            assert frozen.ready() == {"status": "ok", "role": "standby", "journal": "standby"}
+            assert frozen.ready() == {"status": "ok", "role": "standby"}
             assert other.leads()
     assert work.longest_pause < 8.0, "the lease is 4 s"
 
@@ -189,7 +189,7 @@ async def test_what_a_metadata_process_shows(pair: list[MetadataProcess]) -> Non
         'tidelog_group_lag_records{group="readers",topic="logs"} 5.0',
     ):
         assert line in metrics.splitlines()
-    assert pair[1].ready() == {"status": "ok", "role": "standby", "journal": "standby"}
+    assert pair[1].ready() == {"status": "ok", "role": "standby"}
     assert get_json(f"{pair[1].url}/cluster") == {"leader": False, "generation": -1}
     assert "tidelog_metadata_is_leader 0.0" in get(f"{pair[1].url}/metrics")[1].decode().splitlines()
 
