@@ -71,6 +71,7 @@ class Nemesis:
 
     def _freeze_metadata(self) -> None:
         self._freeze(self._rng.choice(self._world.metadata), (0.5, 3.0, 6.0, 14.0))
+        self._world.referee.decided_late_until = self._world.loop.time() + 30.0
 
     def _freeze_client(self) -> None:
         process = self._rng.choice(self._world.clients)

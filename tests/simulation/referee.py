@@ -63,6 +63,8 @@ class Referee:
         self._acknowledged_at: dict[tuple[str, Record], int] = {}
         self._producer_ids: dict[int, str] = {}
         self._seen_high_watermark: dict[tuple[str, int], int] = {}
+        self.decided_late_until = 0.0
+        """A metadata process froze: what it had decided becomes durable when it thaws, and counts from its decision."""
         self._was_referenced: set[str] = set()
         self._dead_since: dict[str, float] = {}
         """Segments that nothing references any more."""
@@ -184,7 +186,10 @@ class Referee:
                 continue
             if segment.live_extents:
                 self.violation("deleted", f"{key} is referenced by {segment.live_extents} extents")
-            elif (seconds := now - self._dead_since.get(key, -1e9)) < self._grace_seconds - GRACE_LEEWAY_SECONDS:
+            elif (
+                now > self.decided_late_until
+                and (seconds := now - self._dead_since.get(key, -1e9)) < self._grace_seconds - GRACE_LEEWAY_SECONDS
+            ):
                 self.violation("deleted early", f"{key} was referenced {seconds:.1f} s ago")
 
     # --- logs ---------------------------------------------------------------------------------------------
