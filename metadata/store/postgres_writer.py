@@ -36,7 +36,7 @@ from metadata.store.port import (
     TopicRestored,
     TopicSaved,
 )
-from metadata.store.postgres_bulk import BULK, LEADS, Bulk, SegmentRow
+from metadata.store.postgres_bulk import BULK, COPY_EXTENTS, LEADS, Bulk, SegmentRow, copy_extents
 from metadata.store.postgres_compaction import swap_statements
 from metadata.store.postgres_connections import Connection
 from metadata.store.postgres_leadership import deposed
@@ -100,7 +100,12 @@ class PostgresWriter:
         elif statements:
             await begin(connection, self._generation)
             for statement, arguments in statements:
-                await connection.execute(statement, *arguments)
+                if statement is COPY_EXTENTS:
+                    (rows,) = arguments
+                    assert isinstance(rows, bytes)
+                    await copy_extents(connection, rows)
+                else:
+                    await connection.execute(statement, *arguments)
             await commit(connection)
 
     def _count_new_partitions(self, changes: Sequence[Change]) -> int:
@@ -218,6 +223,9 @@ class PostgresWriter:
 
     def _flush(self) -> None:
         """What was collected becomes a statement."""
+        extents = self._bulk.take_extents_to_copy()
+        if extents is not None:
+            self._add(COPY_EXTENTS, extents)
         columns = self._bulk.columns()
         if columns:
             self._add(BULK, self._generation, *columns)

@@ -320,6 +320,47 @@ async def test_offsets_of_partitions_that_are_gone_are_left_out(kept: Kept) -> N
     assert (await kept.reopened()).offsets == {}
 
 
+MANY = 1_200
+"""Extents of one write, which a store may take another way than a few."""
+
+
+def many(first_sequence: int, base: int) -> list[Change]:
+    """Of both partitions in turn, in segments of 100 extents."""
+    changes: list[Change] = []
+    for sequence in range(first_sequence, first_sequence + MANY // 100):
+        key = f"segments/{sequence}"
+        numbers = [base + (sequence - first_sequence) * 50 + number // 2 for number in range(100)]
+        extents = [
+            extent(at, at, partition=number % 2, key=key, timestamp=at % 7 - 1, position=number * 100)
+            for number, at in enumerate(numbers)
+        ]
+        changes += added(sequence, *extents)
+    return changes
+
+
+async def test_many_extents_in_one_write(kept: Kept) -> None:
+    await kept.store.write([TopicSaved(topic()), *many(1, 0)])
+    snapshot = await kept.reopened()
+    assert [(row.high_watermark, row.max_timestamp_ms) for row in snapshot.partitions] == [(MANY // 2, 5)] * 2
+    for partition in (0, 1):
+        found = await kept.store.find_extents(topic_id(1), partition, 0, 10**9, MANY)
+        expected = [each for change in many(1, 0) if isinstance(change, ExtentsAdded) for each in change.extents]
+        assert found == [each for each in expected if each.partition == partition]
+        first = await kept.store.find_extent_by_timestamp(topic_id(1), partition, 5)
+        assert first is not None and first.base_offset == 6
+
+
+async def test_of_many_extents_with_a_contradiction_nothing_is_written(kept: Kept) -> None:
+    await kept.store.write([TopicSaved(topic()), *many(1, 0)])
+    before = await kept.store.reload()
+    with pytest.raises((ValueError, StoreUnavailable)):
+        await kept.store.write([*many(100, MANY // 2), SegmentAdded(1, 1, "segments/other", 1, 1, b"")])
+    assert await kept.store.reload() == before
+    assert await kept.store.find_extents(topic_id(1), 0, MANY // 2, 10**9, 2 * MANY) == []
+    await kept.store.write(many(100, MANY // 2))
+    assert (await kept.reopened()).partitions[0].high_watermark == MANY
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -22,6 +22,7 @@ from metadata.store.migrations import REVISIONS
 from metadata.store.port import (
     Change,
     CounterSaved,
+    Deposed,
     ExtentsAdded,
     LogStartMoved,
     OffsetsSaved,
@@ -31,6 +32,7 @@ from metadata.store.port import (
     TopicSaved,
 )
 from metadata.store.postgres import PostgresMetadataStore
+from metadata.store.postgres_bulk import COPY_ROWS_MIN
 from runtime.clock import SystemClock
 from tests.support.metadata import extent, topic, topic_id
 from tests.support.released import holds_what_was_released
@@ -58,6 +60,20 @@ def store_on(url: str) -> PostgresMetadataStore:
 
 def added(sequence: int, *extents: Any) -> list[Change]:
     return [SegmentAdded(1, sequence, f"segments/{sequence}", 1_000, 5_000, b"answer"), ExtentsAdded(extents)]
+
+
+async def test_a_deposed_leader_copies_nothing(url: str) -> None:
+    store = store_on(url)
+    await store.open("cluster")
+    await store.write([TopicSaved(topic())])
+    connection = await asyncpg.connect(url)
+    await connection.execute("UPDATE leader SET generation = generation + 1")
+    extents = [extent(at, at, key="segments/1") for at in range(COPY_ROWS_MIN)]
+    with pytest.raises(Deposed):
+        await store.write(added(1, *extents))
+    assert await connection.fetchval("SELECT count(*) FROM extents") == 0
+    await connection.close()
+    await store.close()
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -315,7 +331,7 @@ async def pool(store: PostgresMetadataStore) -> Any:
         return readers
 
 
-async def test_a_usual_write_is_one_round_trip_whatever_its_size(url: str) -> None:
+async def test_a_usual_write_is_one_round_trip_until_copy_pays(url: str) -> None:
     store = store_on(url)
     await store.open("cluster")
     await store.write([TopicSaved(topic())])
@@ -329,7 +345,9 @@ async def test_a_usual_write_is_one_round_trip_whatever_its_size(url: str) -> No
     statements: list[str] = []
     assert store._connection is not None
     store._connection.add_query_logger(lambda record: statements.append(record.query))
-    await store.write(added(2, *[extent(1_000 + each, 1_000 + each, key="segments/2") for each in range(1_000)]))
+    await store.write(
+        added(2, *[extent(1_000 + each, 1_000 + each, key="segments/2") for each in range(COPY_ROWS_MIN - 1)])
+    )
     await asyncio.sleep(0)  # it is logged in the loop's next turn
     assert len(statements) == 1
     await store.close()
