@@ -106,6 +106,8 @@ class Loader:
         if found.refusal is not None:
             read.problem = found.refusal
             return
+        # More may have been committed since the answer was begun: no record is given out beyond its high watermark.
+        read.answer.high_watermark, read.answer.log_start_offset = found.high_watermark, found.log_start_offset
         await self._load_rest(read, count, pins)
 
     async def _load_rest(self, read: PartitionRead, count: int, pins: list[Entry[Any]]) -> None:

@@ -334,6 +334,21 @@ async def test_a_missing_object_is_resolved_once_more(world: World) -> None:
     fetched.release()
 
 
+async def test_what_is_found_when_a_missing_object_is_resolved_comes_with_its_own_high_watermark(world: World) -> None:
+    """More was committed since the answer was begun: no record lies beyond its high watermark (simulation, seed 56)."""
+    (old,) = await world.write([(0, [numbered(0, 3)])], tail=False)
+    (await world.fetch(0)).release()
+    world.evict()
+    await world.store.delete([old.segment_key])
+    log = world.metadata.logs[TOPIC, 0]
+    log.extents, log.high_watermark = [], 0
+    await world.write([(0, [numbered(0, 3), numbered(3, 2)])], tail=False, announce=False)
+    fetched = await world.fetch(0)
+    answer = fetched.partitions[0]
+    assert numbers(answer.chunks) == [0, 1, 2, 3, 4] and answer.high_watermark == 5
+    fetched.release()
+
+
 async def test_an_object_that_stays_missing_is_a_problem(world: World) -> None:
     (gone,) = await world.write([(0, [numbered(0, 3)])], tail=False)
     await world.write([(1, [numbered(0, 3)])])
