@@ -150,13 +150,13 @@ def execute_late_copies(stack: contextlib.ExitStack) -> None:
     """A copy of a call that arrives after the call was settled is executed again."""
     ask = AnswerMemory.ask
 
-    def oblivious(self: AnswerMemory, name: str, head: Any, work: Any, parked: bool = False) -> Any:
+    def oblivious(self: AnswerMemory, name: str, head: Any, *arguments: Any) -> Any:
         head = msgspec.structs.replace(head, settled_below=0)
         lane = self._lanes.get((head.client, head.lane))
         call = None if lane is None else lane.calls.get(head.number)
         if lane is not None and call is not None and call.task is None:
             self._drop(lane.calls.pop(head.number))
-        return ask(self, name, head, work, parked)
+        return ask(self, name, head, *arguments)
 
     _replace(stack, AnswerMemory, "ask", oblivious)
 

@@ -20,7 +20,7 @@ OFFSET_OUT_OF_RANGE = 1
 NOT_LEADER = 6
 REBALANCE_IN_PROGRESS = 27
 MEMBER_ID_REQUIRED = 79
-SLOW_SHARE = 0.02
+SLOW_SHARE = 0.04
 """Of what a member reads, it works on so much for longer than its session lasts, and commits all the same."""
 REJOIN = frozenset({22, 25, 27})
 """ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, REBALANCE_IN_PROGRESS."""

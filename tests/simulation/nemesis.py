@@ -39,7 +39,7 @@ class Nemesis:
             self._break_connections,
         ]
         self._kinds = [kind for kind in kinds if rng.random() < 0.5] or [self._crash_agent]
-        self._seconds = rng.uniform(5.0, 20.0)
+        self._seconds = rng.uniform(5.0, 16.0)
         self._pause_seconds = rng.choice((0.7, 1.5, 3.0))
 
     async def run(self) -> None:
@@ -126,13 +126,13 @@ class Nemesis:
 
     def _network_weather(self) -> None:
         rng = self._rng
-        share = rng.choice((0.0, 0.02, 0.1))
+        share = rng.choice((0.01, 0.03, 0.1))
         self._world.network.weather = NetworkWeather(
             request_lost=rng.random() * share / 2,
             answer_lost=rng.random() * share / 2,
             reset_before=rng.random() * share,
             reset_after=rng.random() * share,
-            repeated=rng.random() * share * 2,
+            repeated=rng.random() * share * 5,
             delayed=rng.choice((0.0, 0.02, 0.1)),
             delay_seconds_max=rng.choice((0.2, 3.0)),
         )
