@@ -34,6 +34,8 @@ GROUP = "readers"
 START_SECONDS_MAX = 60.0
 HEAL_SECONDS_MAX = 90.0
 """After the heal everybody must have got somewhere within this."""
+BROKEN_SECONDS_MAX = 10.0
+"""The same when something was wrong before: more of it is not worth the time."""
 
 
 @dataclass(slots=True)
@@ -194,11 +196,15 @@ class World:
     def _acknowledged_by(self, name: str) -> int:
         return sum(record.producer == name for _, _, record in self.referee.history._acknowledged)
 
+    def _patience_seconds(self) -> float:
+        return BROKEN_SECONDS_MAX if self.referee.violations else HEAL_SECONDS_MAX
+
     async def _wait(self, what: str, done: Callable[[], bool], who: Callable[[], Any] = lambda: "") -> None:
-        deadline = self.loop.time() + HEAL_SECONDS_MAX
+        patience = self._patience_seconds()
+        deadline = self.loop.time() + patience
         while not done():
             if self.loop.time() > deadline:
-                self.referee.violation("no progress", f"{what}: {who()} for {HEAL_SECONDS_MAX:g} s after the heal")
+                self.referee.violation("no progress", f"{what}: {who()} for {patience:g} s after the heal")
                 return
             await asyncio.sleep(0.25)
 
@@ -237,7 +243,7 @@ class World:
         for partition in range(PARTITIONS):
             reader = PartitionReader("judge", cluster, self.referee, partition, 0)
             reader.final = True
-            deadline = self.loop.time() + HEAL_SECONDS_MAX
+            deadline = self.loop.time() + self._patience_seconds()
             while reader.offset < self.referee.durable_high_watermark(partition):
                 await reader.step(self.rng, 100)
                 if self.loop.time() > deadline:
