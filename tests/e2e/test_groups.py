@@ -241,10 +241,11 @@ class Traffic:
 
 
 def _strays(groups: tuple[Group, Group]) -> dict[str, float]:
-    """Connections that were no clients of the group they came to: neither side can talk to the other's agents."""
+    """Connections that were no clients of the group they came to: neither side can talk to the other's agents. A client
+    that gives a handshake up (it does, when another connection was faster) is no stray."""
     plaintext, vip = groups
     return {
-        "at a VIP agent": vip.total("tidelog_agent_failed_tls_handshakes_total"),
+        "at a VIP agent": vip.total('tidelog_agent_failed_tls_handshakes_total{reason="not_tls"}'),
         "at a plaintext agent": plaintext.total('tidelog_agent_closed_connections_total{reason="bad_frame"}'),
     }
 
