@@ -102,7 +102,8 @@ def commit_extent(
         outcome.refused += len(draft.batches)
         return (BatchCommitted(-1, -1, False, refusal),) * len(draft.batches)
     partition = topic.partitions[draft.partition]
-    topic_id, number, segment_key = draft.topic_id, draft.partition, commit.segment_key
+    # The partition's own id, not the draft's: one object for all, whose hash is known and which is hot in the caches.
+    topic_id, number, segment_key = partition.topic_id, draft.partition, commit.segment_key
     log_start_offset = partition.log_start_offset
     answers: list[BatchCommitted] = []
     run_base = offset = partition.high_watermark

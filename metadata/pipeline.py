@@ -2,7 +2,7 @@
 
 While a write runs, commands that arrive are decided on what it *will* leave behind, and become the next write; never
 more than one is decided ahead. Nobody is answered before everything that was decided before is durable. When a write
-is durable its callbacks run, its waiters are answered, and the next one begins. When a write fails its outcome is
+is durable the next one begins, its callbacks run, and its waiters are answered. When a write fails its outcome is
 unknown: what was decided on it is forgotten, the state is rebuilt from the store, and those commands are decided anew.
 When the store says that another process leads now, everything ends.
 """
@@ -134,6 +134,8 @@ class CommandPipeline:
         """Not decided yet."""
         self._next = _Group()
         """Decided, and written next."""
+        self._durable: _Group | None = None
+        """Written, and answered as soon as the next write has begun."""
         self._writing = False
         self._wake = asyncio.Event()
         self._on_reload: list[Callable[[StoreSnapshot], None]] = []
@@ -230,9 +232,11 @@ class CommandPipeline:
         try:
             while True:
                 if self._between:
+                    self._answer_durable()
                     await self._work_between(*self._between.popleft())
                     continue
                 if not (self._queue or self._next):
+                    self._answer_durable()
                     if self._stopping:
                         return
                     self._wake.clear()
@@ -243,6 +247,7 @@ class CommandPipeline:
             self._problem = f"another process leads now: {error}"
             raise
         finally:
+            self._answer_durable()
             self._undecide()
             self._fail_queued(self._problem or "the metadata service has stopped")
 
@@ -266,7 +271,7 @@ class CommandPipeline:
                 group.decide(decide, answer)
 
     async def _one_transaction(self) -> None:
-        """Decide what is queued, write what is decided, answer; meanwhile the next one is decided."""
+        """Decide what is queued and write what is decided; answer the last one and decide the next one meanwhile."""
         self._decide_queued()
         group, self._next = self._next, _Group()
         broken: BaseException | None = group.broken
@@ -274,6 +279,9 @@ class CommandPipeline:
         if broken is None and changes:
             started = self._clock.monotonic()
             self._writing = True
+            if self._durable is not None:
+                # In the loop's next turn: the store is at work by then.
+                asyncio.get_running_loop().call_soon(self._answer_durable)
             try:
                 await self._store.write(changes)
             except asyncio.CancelledError:
@@ -284,14 +292,22 @@ class CommandPipeline:
             finally:
                 self._writing = False
             self._metrics.write_done(self._clock.monotonic() - started, len(group.commands), broken is None)
+        self._answer_durable()
         if broken is not None:
             group.fail(f"the metadata could not be written: {broken}")
             self._undecide()
             await self._recover(broken)
             return
-        if changes:
+        self._durable = group
+
+    def _answer_durable(self) -> None:
+        """Tell of what was written, and answer it, unless that was done."""
+        group, self._durable = self._durable, None
+        if group is None:
+            return
+        if group.transaction.changes:
             for callback in self._on_written:
-                callback(changes)
+                callback(group.transaction.changes)
         group.answer()
 
     def _undecide(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -13,7 +13,7 @@ from metadata.metrics import MetadataMetrics
 from metadata.model import MetadataUnavailable, Refusal, Refused
 from metadata.pipeline import CommandPipeline, Transaction
 from metadata.store.memory import MemoryMetadataStore
-from metadata.store.port import CounterSaved, StoreSnapshot
+from metadata.store.port import Change, CounterSaved, StoreSnapshot, StoreUnavailable
 from runtime.clock import SystemClock
 from runtime.tasks import Supervisor
 from tests.support.metadata import FaultyMetadataStore
@@ -160,3 +160,27 @@ async def test_the_state_is_rebuilt_after_a_defect_although_nobody_asks(tally: T
     await first
     await asyncio.sleep(0.001)
     assert (tally.value, tally.store.reloads) == (1, 1)
+
+
+async def test_what_is_durable_is_told_before_a_write_that_fails_at_once_takes_anything_back(tally: Tally) -> None:
+    """The next write begins before the last one is answered; that one's callbacks never run on a state built anew."""
+    first = tally.start("first")
+    await asyncio.sleep(0.001)
+    second = tally.start("second")
+    loaded: list[list[str]] = []
+    tally.pipeline.on_reload(lambda _: loaded.append(list(tally.durable)))
+    await asyncio.sleep(0.001)
+    write = tally.store.write
+
+    async def write_once(changes: Sequence[Change]) -> None:
+        if len(tally.store.writes) == 2:
+            raise StoreUnavailable("planted: without waiting for anything")
+        await write(changes)
+
+    tally.store.writes.append([])
+    tally.store.write = write_once  # type: ignore[method-assign]
+    tally.open()
+    assert await first == 1
+    with pytest.raises(MetadataUnavailable):
+        await second
+    assert loaded == [["first"]]
