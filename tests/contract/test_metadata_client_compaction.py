@@ -11,6 +11,7 @@ import pytest
 
 from metadata.compaction import ExtentSwap
 from metadata.model import Extent, Fenced, Refusal, Refused
+from runtime.settings import LifecycleSettings
 from tests.contract.test_metadata_client import World
 from tests.support.metadata import Recorder, batch, registration, segment
 from tests.support.metadata_stores import STORES, metadata_url
@@ -161,12 +162,25 @@ async def test_a_fenced_epoch_swaps_nothing(world: World) -> None:
     assert await bases(world) == [(0, 59, 1)]
 
 
-async def test_extents_of_a_deleted_topic_stay_where_they_are(world: World) -> None:
+async def test_extents_of_a_topic_that_may_come_back_are_swapped_but_not_offered(world: World) -> None:
+    """A compacted segment has many topics: one that is deleted meanwhile does not make all of it void."""
     wanted = swap(world, (0, 0, 59))
     await world.client.delete_topic(world.topic.topic_id)
-    with pytest.raises(Refused):
-        await world.client.swap_extents(world.epoch, wanted)
     assert await world.client.find_segment_extents([(world.epoch, 1)]) == []
+    await world.client.swap_extents(world.epoch, wanted)
+    await world.client.undelete_topic(world.topic.topic_id)
+    for _ in range(2):
+        assert await bases(world) == [(0, 59, 1)]
+        assert len(await bases(world, 1)) == 6
+        await world.restart()
+
+
+async def test_extents_of_a_topic_that_is_gone_are_not_swapped(world: World) -> None:
+    world.lifecycle = LifecycleSettings(undelete_ms=0)
+    await world.restart()
+    await world.client.delete_topic(world.topic.topic_id)
+    with pytest.raises(Refused):
+        await world.client.swap_extents(world.epoch, swap(world, (0, 0, 59)))
 
 
 async def test_a_duplicate_is_still_known_by_its_first_offsets(world: World) -> None:

@@ -19,7 +19,7 @@ class World:
     """A service that can be restarted over the same store, with a transport before it."""
 
     def __init__(self, url: str, transport: str, lifecycle: LifecycleSettings | None = None) -> None:
-        self._lifecycle = lifecycle
+        self.lifecycle = lifecycle
         self._node = RpcNode() if transport == "http" else None
         self._clients = AsyncExitStack()
         self._url = url
@@ -41,7 +41,7 @@ class World:
                 self.clock,
                 self._starts,
                 TopicSettings(partitions_max=100),
-                lifecycle=self._lifecycle,
+                lifecycle=self.lifecycle,
             )
         )
         if self._node is None:
