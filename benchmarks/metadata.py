@@ -73,7 +73,7 @@ def _load(what: str, *args: object) -> Figures:
 
 
 def commits(bench: Bench) -> list[Row]:
-    """100 agents: 200 extents a commit, and one; against a transaction for each commit."""
+    """100 agents: 200 extents a commit, and one, against a transaction for each commit; idempotent against plain."""
     name = "metadata commits, 100 agents"
     rows = []
     with _stores(bench) as stores:
@@ -81,22 +81,12 @@ def commits(bench: Bench) -> list[Row]:
         for store in ("SQLite", "PostgreSQL"):
             if store not in urls:
                 continue
+            plain = 0.0
             for extents, measure in ((200, "extents_per_s"), (1, "commits_per_s")):
-                found: dict[bool, Figures] = {}
-                for one_by_one in (False, True):
-                    url = urls[f"{store} one by one"] if one_by_one and store == "PostgreSQL" else urls[store]
-                    if store == "SQLite":
-                        Path(f"{bench.folder}/metadata.sqlite").unlink(missing_ok=True)
-                    server = _start(bench.folder / store, url, one_by_one=one_by_one)
-                    try:
-                        found[one_by_one] = _load(
-                            "commit",
-                            *("--url", f"http://127.0.0.1:{server.port}"),
-                            *("--extents", extents, "--seconds", bench.seconds, "--prefix", f"t{extents}"),
-                        )
-                    finally:
-                        server.stop()
-                grouped, single = found[False], found[True]
+                grouped = _committing(bench, store, urls[store], extents)
+                other = urls[f"{store} one by one"] if store == "PostgreSQL" else urls[store]
+                single = _committing(bench, store, other, extents, one_by_one=True)
+                plain = plain or grouped[measure]
                 unit = measure.removesuffix("_per_s") + "/s"
                 goal = 100_000 if extents == 200 else None
                 rows.append(
@@ -107,11 +97,45 @@ def commits(bench: Bench) -> list[Row]:
                         f"{grouped[measure] / single[measure]:.1f}x",
                         f">= {goal:,} {unit}" if goal else "report",
                         None if goal is None else grouped[measure] >= goal,
-                        f"one transaction a commit: {single[measure]:,.0f}; p50 {grouped['p50_ms']:.0f} ms,"
-                        f" p99 {grouped['p99_ms']:.0f} ms; generator at {grouped['generator']:.0%}",
+                        f"one transaction a commit: {single[measure]:,.0f}; {_latency(grouped)}",
                     )
                 )
+            idempotent = _committing(bench, store, urls[store], 200, idempotent=True)
+            rows.append(
+                Row(
+                    name,
+                    f"{store}, 200 extents each, idempotent",
+                    f"{idempotent['extents_per_s']:,.0f} extents/s",
+                    f"{idempotent['extents_per_s'] / plain:.2f}x",
+                    "report",
+                    None,
+                    f"against plain batches; {_latency(idempotent)}",
+                )
+            )
     return rows
+
+
+def _committing(
+    bench: Bench, store: str, url: str, extents: int, *, one_by_one: bool = False, idempotent: bool = False
+) -> Figures:
+    """What 100 agents get from a fresh metadata process."""
+    if store == "SQLite":
+        Path(f"{bench.folder}/metadata.sqlite").unlink(missing_ok=True)
+    server = _start(bench.folder / store, url, one_by_one=one_by_one)
+    prefix = f"t{extents}{'i' if idempotent else ''}"
+    try:
+        return _load(
+            "commit",
+            *("--url", f"http://127.0.0.1:{server.port}"),
+            *("--extents", extents, "--seconds", bench.seconds, "--prefix", prefix),
+            *(["--idempotent"] if idempotent else []),
+        )
+    finally:
+        server.stop()
+
+
+def _latency(figures: Figures) -> str:
+    return f"p50 {figures['p50_ms']:.0f} ms, p99 {figures['p99_ms']:.0f} ms; generator at {figures['generator']:.0%}"
 
 
 def journal(bench: Bench) -> list[Row]:

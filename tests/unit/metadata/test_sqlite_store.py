@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from metadata.store.port import (
     StoreUnavailable,
     TopicSaved,
 )
-from metadata.store.sqlite import SqliteMetadataStore
+from metadata.store.sqlite import PAGE_BYTES, WAL_BYTES, SqliteMetadataStore
 from tests.support.metadata import extent, topic, topic_id
 
 REPOSITORY = Path(__file__).parents[3]
@@ -289,3 +289,20 @@ def test_urls_that_name_a_store() -> None:
         store = open_metadata_store(url)
         assert isinstance(store, SqliteMetadataStore)
         assert store._path == Path(path)
+
+
+@pytest.mark.parametrize("page_bytes", [2048, 4096])
+async def test_the_log_is_copied_at_the_same_size_whatever_the_pages_have(tmp_path: Path, page_bytes: int) -> None:
+    path = tmp_path / "metadata.sqlite"
+    if page_bytes != PAGE_BYTES:  # a file of an earlier release
+        with closing(sqlite3.connect(path)) as earlier:
+            earlier.execute(f"PRAGMA page_size = {page_bytes}")
+            earlier.execute("PRAGMA journal_mode = WAL")
+            earlier.execute("CREATE TABLE something (x)")
+    store = SqliteMetadataStore(path)
+    await store.open("cluster")
+    assert store._connection is not None
+    (pages,) = store._connection.execute("PRAGMA wal_autocheckpoint").fetchone()
+    (found,) = store._connection.execute("PRAGMA page_size").fetchone()
+    assert (found, pages * found) == (page_bytes, WAL_BYTES)
+    await store.close()
