@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import msgspec
 
+import agent.jobs.deletion
+import metadata.service
 from ingest.uploader import Uploader
+from metadata.compaction import ExtentSwap
 from metadata.garbage import DeadSegments
 from metadata.groups import Group
-from metadata.model import BatchCommitted, SegmentCommitted
+from metadata.job_model import COMPACTED_SEQUENCE_MIN
+from metadata.model import BatchCommitted, Extent, SegmentCommitted
 from metadata.pipeline import CommandPipeline, Transaction
 from metadata.producers import ProducerState
 from metadata.rpc.answers import AnswerMemory
@@ -24,6 +29,9 @@ from metadata.rpc.methods import COMMIT_SEGMENTS, Method
 from metadata.service import MetadataService
 from metadata.state import AgentState, State
 from metadata.store.port import AgentSaved, StoreSnapshot
+from metadata.swaps import RangeSwap
+
+ATTEMPTS_MAX = 1_000
 
 Plant = Callable[[contextlib.ExitStack], None]
 
@@ -77,30 +85,39 @@ def move_high_watermark_early(stack: contextlib.ExitStack) -> None:
 
 
 def retry_without_id(stack: contextlib.ExitStack) -> None:
-    """Each attempt of a commit is a new call about a new segment."""
-    encode, decode = Method.encode_request, Method.decode_answer
-    asked: dict[int, int] = {}
+    """Each repetition of a commit is a new call about a new segment: sequence 7 becomes 7000, 7001, ..."""
+    encode, decode, swept_object = Method.encode_request, Method.decode_answer, agent.jobs.deletion._swept_object
+    attempts: Counter[tuple[bytes, int, int]] = Counter()
 
     def encode_anew(self: Method[Any], head: Any, arguments: tuple[Any, ...]) -> bytes:
         if self is COMMIT_SEGMENTS:
-            epoch, _, commits = arguments
+            epoch, settled, commits = arguments
             renamed = []
             for commit in commits:
-                number = len(asked) + 1
-                asked[number] = commit.sequence
+                key = (head.client, epoch, commit.sequence)
+                number = commit.sequence * ATTEMPTS_MAX + min(attempts[key], ATTEMPTS_MAX - 1)
+                attempts[key] += 1
                 renamed.append(msgspec.structs.replace(commit, sequence=number))
-            head = msgspec.structs.replace(head, lane=1_000_000 + len(asked), number=0, settled_below=0)
-            arguments = (epoch, -1, renamed)
+            lane = 1_000_000 + attempts.total()
+            head = msgspec.structs.replace(head, lane=lane, number=0, settled_below=0)
+            arguments = (epoch, settled * ATTEMPTS_MAX + ATTEMPTS_MAX - 1, renamed)
         return encode(self, head, arguments)
 
     def decode_anew(self: Method[Any], value: msgspec.Raw) -> Any:
         answer = decode(self, value)
         if self is COMMIT_SEGMENTS:
-            answer = [msgspec.structs.replace(each, sequence=asked[each.sequence]) for each in answer]
+            answer = [msgspec.structs.replace(each, sequence=each.sequence // ATTEMPTS_MAX) for each in answer]
         return answer
+
+    def swept_anew(info: Any) -> Any:
+        found = swept_object(info)
+        if found is not None and found.sequence < COMPACTED_SEQUENCE_MIN:
+            found = msgspec.structs.replace(found, sequence=found.sequence * ATTEMPTS_MAX)
+        return found
 
     _replace(stack, Method, "encode_request", encode_anew)
     _replace(stack, Method, "decode_answer", decode_anew)
+    _replace(stack, agent.jobs.deletion, "_swept_object", swept_anew)
 
 
 def ignore_fence(stack: contextlib.ExitStack) -> None:
@@ -199,6 +216,19 @@ def sweep_a_live_epoch(stack: contextlib.ExitStack) -> None:
     _replace(stack, State, "is_uncommittable", lambda *_: True)
 
 
+def swap_without_compare(stack: contextlib.ExitStack) -> None:
+    """Compacted extents take the place of whatever is there by now."""
+
+    def trusting(swap: ExtentSwap, found: Sequence[Sequence[Extent]]) -> list[RangeSwap]:
+        return [
+            RangeSwap(extent, len(there), there[0].last_offset)
+            for extent, there in zip(swap.extents, found, strict=True)
+            if there and there[0] != extent
+        ]
+
+    _replace(stack, metadata.service, "match_swap", trusting)
+
+
 BUGS: dict[str, Plant] = {
     plant.__name__: plant
     for plant in (
@@ -214,6 +244,7 @@ BUGS: dict[str, Plant] = {
         delete_the_winner,
         delete_before_the_grace,
         sweep_a_live_epoch,
+        swap_without_compare,
     )
 }
 

@@ -90,6 +90,9 @@ class PartitionReader:
             self._cluster.doubt(self.partition)
             await asyncio.sleep(rng.uniform(0.05, 0.3))
             return 0
+        if not answer.responses:  # the whole request failed, as Kafka's do when a broker meets a fault of its own
+            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            return 0
         row = answer.responses[0].partitions[0]
         code = int(row.error_code)
         if code != 0:

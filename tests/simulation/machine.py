@@ -92,7 +92,7 @@ def metadata_settings(host: str) -> Settings:
             deletion_grace_ms=DELETION_GRACE_MS,
             orphan_age_ms=ORPHAN_AGE_MS,
             sweep_interval_ms=8_000,
-            job_lease_ms=5_000,
+            job_lease_ms=1_500,
         ),
         compaction=CompactionSettings(job_bytes=64 * 1024, fan_in=2, min_age_ms=500, wait_ms=2_500),
     )

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from metadata.job_model import COMPACT_SEGMENTS
 from tests.simulation.database import DatabaseWeather
 from tests.simulation.network import NetworkWeather
 from tests.simulation.object_store import BucketWeather
@@ -26,6 +27,7 @@ class Nemesis:
             self._freeze_agent,
             self._freeze_metadata,
             self._freeze_client,
+            self._freeze_compactor,
             self._restart_agent,
             self._cut_zone,
             self._cut_host,
@@ -67,7 +69,7 @@ class Nemesis:
             self._later(self._rng.choice((0.1, 1.0, 6.0, 15.0)), machine.start)
 
     def _freeze_agent(self) -> None:
-        self._freeze(self._rng.choice(self._world.agents), (0.5, 3.0, 11.0, 14.0))
+        self._freeze(self._rng.choice(self._world.agents), (0.5, 4.0, 12.0, 12.0))
 
     def _freeze_metadata(self) -> None:
         self._freeze(self._rng.choice(self._world.metadata), (0.5, 3.0, 6.0, 14.0))
@@ -79,6 +81,17 @@ class Nemesis:
             self._note(process, "freezes")
             self._world.loop.freeze(process)
             self._later(self._rng.choice((2.0, 10.0, 10.0)), self._thaw, process)
+
+    def _freeze_compactor(self, looks: int = 100) -> None:
+        """In the middle of a job, for longer than its lease: by chance that would hardly ever be met."""
+        for machine in self._world.agents:
+            jobs = None if machine.server is None else machine.server._jobs
+            running = [] if jobs is None else list(jobs._running.values())
+            if any(each.task.get_name().startswith(f"job-{COMPACT_SEGMENTS}") for each in running):
+                self._later(self._rng.uniform(0.0, 0.1), self._freeze, machine, (2.5, 4.0))
+                return
+        if looks:
+            self._later(0.02, self._freeze_compactor, looks - 1)
 
     def _freeze(self, machine: Any, seconds: tuple[float, ...]) -> None:
         process = machine.process

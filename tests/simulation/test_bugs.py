@@ -10,17 +10,18 @@ from tests.simulation.runner import run_seeds
 SEEDS_MAX = 200
 KINDS = {
     "acknowledge_before_commit": ("acknowledged early", 0),
-    "advance_sequence_before_data": ("acknowledged early", 1),
+    "advance_sequence_before_data": ("acknowledged early", 24),
     "move_high_watermark_early": ("high watermark early", 0),
-    "retry_without_id": ("copied", 1),
-    "ignore_fence": ("fenced", 48),
+    "retry_without_id": ("copied", 62),
+    "ignore_fence": ("fenced", 39),
     "answer_with_first_offset": ("lost", 0),
-    "forget_sequences": ("duplicated", 0),
-    "execute_late_copies": ("went back", 13),
-    "believe_old_generations": ("went back", 30),
+    "forget_sequences": ("duplicated", 3),
+    "execute_late_copies": ("went back", 56),
+    "believe_old_generations": ("went back", 25),
     "delete_the_winner": ("deleted", 0),
     "delete_before_the_grace": ("deleted early", 0),
-    "sweep_a_live_epoch": ("missing object", 12),
+    "sweep_a_live_epoch": ("missing object", 0),
+    "swap_without_compare": ("swap", 17),
 }
 """What each bug is (found as something else, the simulation would have broken something of its own), and a seed that
 has found it: where the search begins."""

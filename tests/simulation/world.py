@@ -129,6 +129,8 @@ class World:
                 self.loop.run_until_complete(self._live())
             except Stuck as error:
                 self.referee.violation("stuck", str(error))
+            except Exception as error:
+                self.referee.violation("client failed", repr(error))
         for unexpected in self.loop.unexpected:
             self.referee.violation("failed inside", unexpected)
         outcome = Outcome(
@@ -170,14 +172,12 @@ class World:
         self.referee.judge()
 
     def heal(self) -> None:
-        """No more faults; everything that died is started again."""
+        """No more faults; everything that died is started again. What is frozen thaws by itself."""
         self.network.weather = NetworkWeather()
         self.bucket.weather = BucketWeather()
         self.database.weather = DatabaseWeather()
         self.network.mend()
         for machine in (*self.metadata, *self.agents):
-            if machine.process is not None and machine.process.frozen:
-                self.loop.thaw(machine.process)
             machine.start()
 
     async def _progress(self) -> None:
