@@ -20,6 +20,9 @@ EXTENT_BYTES_MAX = 8 << 20
 """An extent that compaction makes is no larger, unless it was when it was ingested."""
 FINISHED_EXTENT_BYTES = EXTENT_BYTES_MAX * 3 // 4
 """Segments whose extents are as large on average gain nothing from compaction."""
+WHOLE_LEVEL = -1
+"""Ingested segments as large as compaction would make them. Their batches carry no offsets, as those of level 0: only what
+is above 0 is placed."""
 FINISHED_LEVEL = 9
 CLEANED_LEVEL = 10
 """Of extents whose records were compacted by key, up to their end."""
@@ -109,7 +112,7 @@ class PlanLimits:
 
 def initial_level(live_bytes: int, live_extents: int) -> int:
     """Of a segment as it is committed."""
-    return FINISHED_LEVEL if live_extents and live_bytes >= live_extents * FINISHED_EXTENT_BYTES else 0
+    return WHOLE_LEVEL if live_extents and live_bytes >= live_extents * FINISHED_EXTENT_BYTES else 0
 
 
 def next_level(level: int, byte_length: int, extent_count: int) -> int:

@@ -161,8 +161,8 @@ class SegmentCommitted(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A run of batches of one partition inside a segment, with its offsets. ``last_offset`` is inclusive.
 
-    Of ``level`` 0, as it was ingested, the stored batches still carry base offset 0; the reader assigns offsets by
-    walking the run from ``base_offset``. Above, it is *placed*: compaction has written the offsets into the batches,
+    Of ``level`` 0 or -1, as it was ingested, the stored batches still carry base offset 0; the reader assigns offsets
+    by walking the run from ``base_offset``. Above, it is *placed*: compaction has written the offsets into the batches,
     and there may be gaps between them (docs/rfcs/0007-compaction.md).
     """
 

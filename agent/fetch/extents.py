@@ -73,7 +73,7 @@ class ExtentIndex:
         """New extents, in commit order."""
         partitions = self._partitions
         for extent in extents:
-            if extent.level:
+            if extent.level > 0:
                 self._forget_until(extent)
                 continue
             key = (extent.topic_id, extent.partition)

@@ -31,7 +31,7 @@ def run_builder(extent: Extent, sources: Sequence[memoryview]) -> RunBuilder | P
 
     :raises CorruptSegment: there are more or fewer bytes than the extent has.
     """
-    return PlacedRunBuilder(extent, sources) if extent.level else RunBuilder(extent, sources)
+    return PlacedRunBuilder(extent, sources) if extent.level > 0 else RunBuilder(extent, sources)
 
 
 class PlacedRunBuilder:

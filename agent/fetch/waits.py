@@ -88,7 +88,7 @@ class Waits:
             return
         for extent in extents:
             waiting = by_partition.get((extent.topic_id, extent.partition))
-            if waiting is not None and not extent.level:
+            if waiting is not None and extent.level <= 0:
                 for waiter in waiting:
                     waiter.arrived(extent.byte_length)
 

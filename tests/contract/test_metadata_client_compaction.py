@@ -9,6 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agent.fetch.patch import RunBuilder
+from agent.fetch.placed import run_builder
 from metadata.compaction import ExtentSwap
 from metadata.model import Extent, Fenced, Refusal, Refused
 from runtime.settings import LifecycleSettings
@@ -191,3 +193,14 @@ async def test_a_duplicate_is_still_known_by_its_first_offsets(world: World) -> 
     (answer,) = await world.client.commit_segments(world.epoch, 6, [segment(7, (topic, 0, sent))])
     assert (answer.extents[0][0].base_offset, answer.extents[0][0].duplicate) == (60, True)
     assert (await bases(world))[-1] == (50, 62, 1)
+
+
+async def test_a_segment_that_is_large_as_it_is_does_not_read_as_placed(world: World) -> None:
+    """Its batches carry no offsets. What is found in the store says the same of it as what is still in memory."""
+    draft = (world.topic.topic_id, 0, [batch(10, size=8 << 20)])
+    await world.client.commit_segments(world.epoch, 5, [segment(6, draft)])
+    for _ in range(2):
+        extent = (await world.found(60)).extents[0]
+        assert extent.base_offset == 60 and extent.level <= 0
+        assert type(run_builder(extent, [memoryview(bytes(extent.byte_length))])) is RunBuilder
+        await world.restart()
