@@ -21,8 +21,8 @@ EXTENT_BYTES_MAX = 8 << 20
 FINISHED_EXTENT_BYTES = EXTENT_BYTES_MAX * 3 // 4
 """Segments whose extents are as large on average gain nothing from compaction."""
 WHOLE_LEVEL = -1
-"""Ingested segments as large as compaction would make them. Their batches carry no offsets, as those of level 0: only what
-is above 0 is placed."""
+"""Ingested segments as large as compaction would make them. Their batches carry no offsets, as those of level 0: only
+what is above 0 is placed."""
 FINISHED_LEVEL = 9
 CLEANED_LEVEL = 10
 """Of extents whose records were compacted by key, up to their end."""
